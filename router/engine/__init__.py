@@ -1,0 +1,1 @@
+"""The engines that carry packets, behind one contract (`interface`), and the chooser (`choose`)."""

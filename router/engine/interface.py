@@ -1,0 +1,132 @@
+"""The engine contract: what carries packets, and what it may count on. Every engine passes the same tests.
+
+Ownership: an engine is handed open fds and immutable snapshots; it opens nothing, closes nothing and calls no RPC. The
+caller closes an attachment's fd after `detach` returns, and the socket after `stop`.
+Order: packets of one flow leave in the order they came. A snapshot or attachment handed over takes effect before the
+next batch; no packet sees half of one.
+Bounds: no call waits longer than one batch (at most `BATCH_PACKETS` reads), however much traffic there is.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from router.model import (
+    Address,
+    Attachment,
+    AttachmentKey,
+    Endpoint,
+    NextHop,
+    Offloads,
+    Prefix,
+    Tally,
+    Verdict,
+    Zone,
+)
+from router.packet import Buffer
+from router.table import ForwardingTable
+
+BATCH_PACKETS = 64
+"""Most reads from one attachment or from the socket before others get their turn."""
+
+Source = AttachmentKey | Endpoint
+"""Who handed us a packet: an attachment, or a peer by its endpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything routing needs to know of the cluster, at one version of the subnet table."""
+
+    version: int
+    table: ForwardingTable[NextHop | Zone]
+    """Subnets of other nodes to their NextHop; own subnets, the cluster range and never-carried ranges to a Zone."""
+    peers: tuple[NextHop, ...] = ()
+    egress: bool = True
+    """Whether Pods may reach what lies outside the cluster, through the node."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What an engine is told once."""
+
+    vni: int = 1
+    node_addresses: tuple[Address, ...] = ()
+    """The node's overlay addresses: it answers to them and sends ICMP errors from them."""
+    networks: tuple[Prefix, ...] = ()
+    """The cluster range."""
+    mtu_bytes: int = 1452
+    """Overlay MTU: the largest inner packet the underlay carries."""
+    overhead_bytes: int = 48
+    offloads: Offloads = field(default_factory=Offloads)
+    icmp_errors_per_s: int = 100
+    """Most ICMP errors a second to one source (RFC 4443 section 2.4 f), and as many at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCounters:
+    """Everything counted since the engine was made, consistent between two batches."""
+
+    attachments: Mapping[AttachmentKey, Tally]
+    peers: Mapping[Endpoint, Tally]
+    strangers: Tally
+    """Datagrams from no known peer."""
+    gone: Tally
+    """The sum of attachments and peers that are no more."""
+    icmp_suppressed: int = 0
+    """ICMP errors not sent because of the rate limit."""
+    socket_drops: int = 0
+    """Datagrams the kernel dropped at the underlay socket (SK_MEMINFO_DROPS)."""
+
+
+class Engine(Protocol):
+    """Carries packets between attachments and peers."""
+
+    name: str
+    """As `--engine` says it."""
+
+    def replace_routes(self, snapshot: Snapshot) -> None:
+        """Swap the whole snapshot in. Peers no longer in it are unknown from the next batch on."""
+
+    def attach(self, attachment: Attachment, fd: int) -> None:
+        """Carry packets of an attachment; fd is its non-blocking TUN with virtio header. ValueError if it is there."""
+
+    def detach(self, key: AttachmentKey) -> Tally:
+        """Stop carrying, return the final count; afterwards the fd is the caller's. KeyError if it is not there."""
+
+    def decide(self, packet: Buffer, source: Source) -> Verdict:
+        """Say what would become of an IP packet from that source. Pure: changes nothing, counts nothing."""
+
+    def start(self) -> None:
+        """Forward in threads of the engine's own until `stop`."""
+
+    def stop(self) -> None:
+        """End the threads; pending packets are sent first. Can be started again."""
+
+    def forward(self, budget: int) -> int:
+        """Handle at most `budget` waiting reads in the caller's thread, without blocking; return how many there were.
+
+        Only while not started.
+        """
+
+    def counters(self) -> EngineCounters:
+        """Return everything counted so far."""
+
+
+EngineFactory = Callable[[EngineSettings, Snapshot, socket.socket, "Events"], Engine]
+"""Settings, first snapshot, bound non-blocking UDP socket, and where to tell of things that happen."""
+
+
+class Events(Protocol):
+    """What an engine tells its daemon, from its own threads: rare things only, never one a packet."""
+
+    def attachment_lost(self, key: AttachmentKey, why: str) -> None:
+        """The fd is dead: its device or namespace is gone. The engine has stopped reading it."""
+
+    def offload_failed(self, feature: str, why: str) -> None:
+        """The kernel refused an offload at run time; the engine goes on without it."""
+
+    def engine_failed(self, why: str) -> None:
+        """A bug: a thread of the engine met an exception it did not expect; it goes on with the next batch."""

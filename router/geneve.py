@@ -1,0 +1,112 @@
+"""The wire header: Geneve (RFC 8926) with one option of Podwire's own. Pure.
+
+    0                   1                   2                   3
+    0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+   |Ver|  Opt Len  |O|C|    Rsvd.  |  Protocol 0x0800 or 0x86DD    |
+   |       Virtual Network Identifier (VNI)        |    Reserved   |
+   |     option class 0xFFFF       |   type 0x81   | Rsvd|   2     |
+   |     flags     |  csum_offset  |          csum_start           |
+   |           frame id            |     index     |   reserved    |
+
+The option is critical (C bit, high bit of the type): who does not understand it must not deliver a packet whose
+checksum is partial (RFC 8926 section 3.5).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from router.model import DropReason
+from router.packet import Buffer
+
+BASE_BYTES = 8
+OPTION_BYTES = 12
+HEADER_BYTES = BASE_BYTES + OPTION_BYTES
+
+OPTION_CLASS = 0xFFFF
+OPTION_TYPE = 0x81
+_OPTION_HEAD = OPTION_CLASS << 16 | OPTION_TYPE << 8 | 2
+
+PARTIAL_CHECKSUM = 1
+SEGMENT = 2
+LAST_SEGMENT = 4
+
+PROTOCOL = {4: 0x0800, 6: 0x86DD}
+VNI_LIMIT = 1 << 24
+
+INDEX_OFFSET = 18
+"""Where the index byte stands in an encapsulated datagram."""
+FLAGS_OFFSET = 12
+
+_BASE = struct.Struct(">BBHI")
+_FULL = struct.Struct(">BBHIIBBHHBB")
+
+
+class Encapsulation(NamedTuple):
+    """A decoded header; the inner packet starts `header_bytes` into the datagram."""
+
+    header_bytes: int
+    ip_version: int
+    flags: int = 0
+    csum_offset: int = 0
+    csum_start: int = 0
+    frame_id: int = 0
+    index: int = 0
+
+
+def encode(
+    vni: int, ip_version: int, flags: int = 0, csum_offset: int = 0, csum_start: int = 0, frame_id: int = 0, index: int = 0
+) -> bytes:
+    """Return the 20-byte header with Podwire's option."""
+    return _FULL.pack(
+        OPTION_BYTES >> 2, 0x40, PROTOCOL[ip_version], vni << 8, _OPTION_HEAD,
+        flags, csum_offset, csum_start, frame_id, index, 0,
+    )  # fmt: skip
+
+
+def encode_plain(vni: int, ip_version: int) -> bytes:
+    """Return the 8-byte header without options, for a peer that does not know ours."""
+    return _BASE.pack(0, 0, PROTOCOL[ip_version], vni << 8)
+
+
+def decode(buffer: Buffer, start: int, end: int, vni: int) -> Encapsulation | DropReason:
+    """Check the header of the datagram in buffer[start:end], or say why it is dropped."""
+    if end - start < BASE_BYTES:
+        return DropReason.BAD_ENCAPSULATION
+    first, bits, protocol, network = _BASE.unpack_from(buffer, start)
+    if first >> 6 or bits & 0x80:  # a version not known; a control packet, of which there are none yet
+        return DropReason.BAD_ENCAPSULATION
+    if network >> 8 != vni:
+        return DropReason.WRONG_NETWORK
+    ip_version = 4 if protocol == 0x0800 else 6 if protocol == 0x86DD else 0
+    header_bytes = BASE_BYTES + ((first & 0x3F) << 2)
+    if not ip_version or end - start < header_bytes:
+        return DropReason.BAD_ENCAPSULATION
+    if header_bytes == BASE_BYTES:
+        return Encapsulation(BASE_BYTES, ip_version)
+    if header_bytes == HEADER_BYTES:
+        _, _, _, _, head, flags, csum_offset, csum_start, frame_id, index, _ = _FULL.unpack_from(buffer, start)
+        if head & 0xFFFFFF1F == _OPTION_HEAD:
+            return Encapsulation(HEADER_BYTES, ip_version, flags, csum_offset, csum_start, frame_id, index)
+    return _walk_options(buffer, start, header_bytes, ip_version)
+
+
+def _walk_options(buffer: Buffer, start: int, header_bytes: int, ip_version: int) -> Encapsulation | DropReason:
+    """Decode a header with options of others beside or instead of ours (RFC 8926 section 3.5)."""
+    found = Encapsulation(header_bytes, ip_version)
+    at, end = start + BASE_BYTES, start + header_bytes
+    while at < end:
+        if at + 4 > end:
+            return DropReason.BAD_ENCAPSULATION
+        option_class, kind, length = struct.unpack_from(">HBB", buffer, at)
+        after = at + 4 + ((length & 0x1F) << 2)
+        if after > end:
+            return DropReason.BAD_ENCAPSULATION
+        if option_class == OPTION_CLASS and kind == OPTION_TYPE and after - at == OPTION_BYTES:
+            flags, csum_offset, csum_start, frame_id, index, _ = struct.unpack_from(">BBHHBB", buffer, at + 4)
+            found = Encapsulation(header_bytes, ip_version, flags, csum_offset, csum_start, frame_id, index)
+        elif kind & 0x80:
+            return DropReason.BAD_ENCAPSULATION
+        at = after
+    return found

@@ -1,0 +1,227 @@
+"""The words of the router: immutable values that every other module speaks in. Pure, imports nothing of ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum, unique
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+
+Address = IPv4Address | IPv6Address
+Prefix = IPv4Network | IPv6Network
+Interface = IPv4Interface | IPv6Interface
+
+GENEVE_PORT = 6081
+"""UDP port of Geneve (RFC 8926 section 3.3)."""
+
+OVERHEAD_BYTES = {4: 48, 6: 68}
+"""Bytes an underlay of that IP version adds: IP 20/40 + UDP 8 + Geneve 8 + option 12."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Endpoint:
+    """Underlay address and UDP port at which a router receives."""
+
+    address: Address
+    port: int = GENEVE_PORT
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if self.address.version == 6 else f"{self.address}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One row of the subnet table: a node, where its router listens, and the Pod ranges it owns."""
+
+    name: str
+    endpoint: Endpoint
+    subnets: tuple[Prefix, ...]
+    offload: bool = True
+    """Whether its router understands Podwire's Geneve option; if not it gets plain Geneve, checksums finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetTable:
+    """The whole cluster's subnets at one version. Versions only grow; equal versions mean equal tables."""
+
+    version: int
+    nodes: tuple[Node, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """Where a route leads: the router of another node."""
+
+    node: str
+    endpoint: Endpoint
+    offload: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Prefix to next hop."""
+
+    prefix: Prefix
+    next_hop: NextHop
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class AttachmentKey:
+    """What identifies an attachment everywhere: a sandbox and an interface in it."""
+
+    sandbox_id: str
+    if_name: str
+
+    def __str__(self) -> str:
+        return f"{self.sandbox_id}/{self.if_name}"
+
+
+@unique
+class Zone(Enum):
+    """What a prefix is that leads to no other node."""
+
+    OWN_SUBNET = "own_subnet"
+    """This node's Pod range: only attachments live there."""
+    CLUSTER = "cluster"
+    """The cluster range where nobody owns a part of it."""
+    NEVER = "never"
+    """Multicast, broadcast, link-local, loopback, unspecified."""
+
+
+NODE_KEY = AttachmentKey("", "podwire0")
+"""The node itself: the TUN in the node's own namespace. No sandbox can have an empty id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A Pod's TUN device, bound to a sandbox.
+
+    `addresses` are the Pod's own (at most one a family unless asked for more), with the node subnet's prefix length.
+    """
+
+    key: AttachmentKey
+    netns_path: str
+    addresses: tuple[Interface, ...]
+    mtu_bytes: int
+    labels: tuple[tuple[str, str], ...] = ()
+    """What the runtime told of the Pod (`namespace`, `name`, `uid`), for people to read."""
+
+
+@unique
+class DropReason(StrEnum):
+    """Why a packet went no further. The value is the counter's name."""
+
+    NO_ROUTE = "no_route"
+    """Inside the cluster range, but no node owns the destination."""
+    NO_ATTACHMENT = "no_attachment"
+    """Inside this node's subnet, but no Pod holds the destination."""
+    EGRESS_DISABLED = "egress_disabled"
+    """Outside the cluster, and this node does not let Pods out."""
+    NOT_ROUTABLE = "not_routable"
+    """Multicast, broadcast, link-local, loopback or unspecified: never carried."""
+    TTL_EXPIRED = "ttl_expired"
+    TOO_BIG = "too_big"
+    """Larger than the next link and not to be fragmented."""
+    MALFORMED = "malformed"
+    """Not a packet: lengths or checksum of its IP header, or its virtio header, are wrong."""
+    SPOOFED_SOURCE = "spoofed_source"
+    """The sender does not hold the source address."""
+    UNKNOWN_PEER = "unknown_peer"
+    """A datagram from an underlay address that is no node's endpoint."""
+    BAD_ENCAPSULATION = "bad_encapsulation"
+    """Not Geneve version 0, a control packet, a critical option unknown here, or lengths that do not fit."""
+    WRONG_NETWORK = "wrong_network"
+    """Geneve of another network id (VNI)."""
+    WRONG_NODE = "wrong_node"
+    """A peer sent what belongs to a third node: the tables differ."""
+    ATTACHMENT_DOWN = "attachment_down"
+    """The TUN took no packet: set down, or gone with its namespace."""
+    UNDERLAY_BUSY = "underlay_busy"
+    """The underlay socket stayed full."""
+    UNDERLAY_ERROR = "underlay_error"
+    """The underlay refused the datagram (no route to the peer's endpoint, interface down)."""
+
+
+@unique
+class VerdictKind(Enum):
+    """What becomes of a packet."""
+
+    LOCAL = "local"
+    TUNNEL = "tunnel"
+    REJECT = "reject"
+    """Dropped, and its sender is told by an ICMP error."""
+    DROP = "drop"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of a packet, where it goes, or why it does not.
+
+    LOCAL has an AttachmentKey as target, TUNNEL a NextHop; REJECT and DROP have a reason and no target.
+    """
+
+    kind: VerdictKind
+    target: AttachmentKey | NextHop | None = None
+    reason: DropReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Offloads:
+    """What the kernel does for us; each switch can be set off, or is set off by the start-up self-test."""
+
+    tun_checksum: bool = True
+    """TUN hands over and takes packets whose L4 checksum is partial (TUN_F_CSUM)."""
+    tun_tso: bool = True
+    """TUN carries TCP super-packets (TUN_F_TSO4, TSO6)."""
+    tun_uso: bool = True
+    """TUN carries UDP super-packets (TUN_F_USO4, USO6; Linux 6.2)."""
+    udp_segment: bool = True
+    """One send carries a train of datagrams (UDP_SEGMENT)."""
+    udp_gro: bool = True
+    """One receive brings a train of datagrams (UDP_GRO)."""
+    max_segments: int = 128
+    """Most datagrams in a train: 128, or 64 before Linux 6.9."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Packets of one source by their fate. `received == delivered + tunnelled + sum(dropped)` between batches.
+
+    A super-packet counts as the packets it stands for; bytes are those of inner packets' IP headers and payloads
+    as read (a super-packet's header once).
+    """
+
+    received_packets: int = 0
+    received_bytes: int = 0
+    received_frames: int = 0
+    """Reads that brought something: with super-packets and trains far fewer than packets."""
+    delivered_packets: int = 0
+    """Written to an attachment of this node."""
+    tunnelled_packets: int = 0
+    """Sent to another node."""
+    dropped: dict[DropReason, int] = field(default_factory=dict)
+    sent_packets: int = 0
+    """The other direction: packets written to this attachment, or sent to this peer."""
+    sent_bytes: int = 0
+    icmp_errors: int = 0
+    """ICMP errors made about this source's packets."""
+
+    def drop(self, reason: DropReason, packets: int = 1) -> None:
+        """Count packets that went no further."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + packets
+
+    @property
+    def balance(self) -> int:
+        """Packets received and not accounted for; 0 unless there is a bug."""
+        return self.received_packets - self.delivered_packets - self.tunnelled_packets - sum(self.dropped.values())
+
+    def plus(self, other: Tally) -> Tally:
+        """Return the sum of two tallies."""
+        total = Tally(
+            *(
+                getattr(self, name) + getattr(other, name) if name != "dropped" else dict(self.dropped)
+                for name in self.__slots__
+            )
+        )
+        for reason, packets in other.dropped.items():
+            total.drop(reason, packets)
+        return total

@@ -1,0 +1,1 @@
+"""Where the subnet table comes from: one module a source."""

@@ -1,0 +1,1 @@
+"""Runtime front-ends of the router: each a thin gRPC client."""

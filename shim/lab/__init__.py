@@ -1,0 +1,1 @@
+"""A cluster of bare network namespaces on one machine."""
