@@ -115,12 +115,15 @@ class Engine(Protocol):
         """Return everything counted so far."""
 
 
-EngineFactory = Callable[[EngineSettings, Snapshot, socket.socket, "Events"], Engine]
-"""Settings, first snapshot, bound non-blocking UDP socket, and where to tell of things that happen."""
+EngineFactory = Callable[[EngineSettings, Snapshot, socket.socket, "Host"], Engine]
+"""Settings, first snapshot, bound non-blocking UDP socket, and the daemon it works for."""
 
 
-class Events(Protocol):
-    """What an engine tells its daemon, from its own threads: rare things only, never one a packet."""
+class Host(Protocol):
+    """What an engine tells and asks its daemon, from its own threads: rare things only, never one a packet."""
+
+    def path_mtu(self, endpoint: Endpoint) -> int:
+        """Return the underlay's path MTU to an endpoint in bytes, as the kernel knows it now."""
 
     def attachment_lost(self, key: AttachmentKey, why: str) -> None:
         """The fd is dead: its device or namespace is gone. The engine has stopped reading it."""

@@ -1,0 +1,101 @@
+"""The slow path: packets that are not simply forwarded, and the packets a router itself makes about them.
+
+    refused   → drop counted → ICMP error, if the RFCs ask for one and the rate allows → towards the source
+    oversize  → IPv4 fragments → onwards
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from router import geneve
+from router.decide import Origin
+from router.engine.interface import EngineSettings
+from router.engine.ports import Party, Peer, Port, View, Way
+from router.engine.sender import Sender
+from router.fragment import fragment
+from router.icmp import make_error
+from router.model import DropReason, VerdictKind
+from router.packet import NO_OFFLOAD, finish_checksum, parse_ip
+from router.rate import RateLimit
+from router.segment import Train
+
+
+class Exceptions:
+    """Handles one thread's exceptions; its packets are not counted as received from anybody."""
+
+    def __init__(self, settings: EngineSettings, sender: Sender, thread: int) -> None:
+        self._settings = settings
+        self._sender = sender
+        self._thread = thread
+        self._rate = RateLimit(settings.icmp_errors_per_s, settings.icmp_errors_per_s)
+        self._router = Origin(addresses=frozenset(address.packed for address in settings.node_addresses))
+        self.suppressed = 0
+
+    def refuse(
+        self, source: Party, view: View, packet: memoryview, reason: DropReason, packets: int = 1, mtu_bytes: int = 0
+    ) -> None:
+        """Count `packets` as dropped, and tell the sender by ICMP about the one at hand."""
+        tally = source.tallies[self._thread]
+        tally.drop(reason, packets)
+        if not self._rate.allow(source, time.monotonic()):
+            self.suppressed += 1
+            return
+        error = make_error(bytes(packet), reason, self._settings.node_addresses, mtu_bytes)
+        if error is not None and self.emit(error, view) is None:
+            tally.icmp_errors += 1
+
+    def forward_in_fragments(
+        self, packet: memoryview, partial: tuple[int, int] | None, way: Way, view: View, mtu_bytes: int
+    ) -> DropReason | None:
+        """Fragment an IPv4 packet for a smaller link and send the pieces; the first failure ends it.
+
+        `partial` is (csum_start, csum_offset) of a checksum still to be finished, as only whole packets can be.
+        """
+        whole = bytearray(packet)
+        if partial is not None and not finish_checksum(whole, *partial):
+            return DropReason.MALFORMED
+        for piece in fragment(bytes(whole), mtu_bytes):
+            reason = self._send(piece, way)
+            if reason is not None:
+                return reason
+        return None
+
+    def emit(self, packet: bytes, view: View) -> DropReason | None:
+        """Send a packet of the router's own where the table leads; None when it is under way."""
+        header = parse_ip(packet, 0, len(packet))
+        if header is None:
+            return DropReason.MALFORMED
+        way = view.way(header.addresses, self._router)
+        return way.verdict.reason or self._send(packet, way)
+
+    def _send(self, packet: bytes, way: Way) -> DropReason | None:
+        if way.verdict.kind is VerdictKind.LOCAL and way.port is not None:
+            return write(way.port, memoryview(NO_OFFLOAD + packet), self._thread, 1, len(packet))
+        assert way.peer is not None
+        return self._tunnel(packet, way.peer)
+
+    def _tunnel(self, packet: bytes, peer: Peer) -> DropReason | None:
+        version = packet[0] >> 4
+        encode = geneve.encode if peer.next_hop.offload else geneve.encode_plain
+        datagram = encode(self._settings.vni, version) + packet
+        reason = self._sender.send(Train(memoryview(datagram), len(datagram), 1), peer)
+        if reason is None:
+            tally = peer.tallies[self._thread]
+            tally.sent_packets += 1
+            tally.sent_bytes += len(packet)
+        return reason
+
+
+def write(port: Port, frame: memoryview, thread: int, packets: int, packet_bytes: int) -> DropReason | None:
+    """Write a frame (virtio header, IP packet) to a TUN and count it; None when the kernel took it."""
+    try:
+        os.write(port.fd, frame)
+    except OSError as error:
+        # EINVAL: virtio header and packet do not fit together (virtio_net_hdr_to_skb); EIO: the device is down
+        return DropReason.MALFORMED if error.errno == 22 else DropReason.ATTACHMENT_DOWN
+    tally = port.tallies[thread]
+    tally.sent_packets += packets
+    tally.sent_bytes += packet_bytes
+    return None

@@ -1,0 +1,174 @@
+"""Into the Pods: from the underlay socket to TUN fds. One thread.
+
+    receive a train (UDP_GRO) → a known peer?
+      → each datagram: Geneve header → IP header → does the peer own the inner source? → verdict, remembered by flow
+      → TCP or UDP with partial checksum: how many datagrams after it continue it? join them into one super-packet
+      → take a hop, write the frame to the TUN
+      → else: the slow path
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Final
+
+from router import geneve
+from router.decide import decide_transit
+from router.engine.exceptions import Exceptions, write
+from router.engine.interface import BATCH_PACKETS, EngineSettings, Host
+from router.engine.ports import INGRESS, Party, Peer, Port, View, Way
+from router.engine.sender import SOL_UDP, Sender
+from router.model import DropReason, Tally, VerdictKind
+from router.packet import VNET_BYTES, IpHeader, decrement_hop_limit, parse_ip
+from router.segment import Merger, Train, plain_vnet, shape_of
+
+UDP_GRO: Final = 104  # linux/udp.h
+_HEADROOM: Final = 16
+"""Before the first datagram: the virtio header is written there when Geneve's is shorter than it."""
+_BUFFER_BYTES: Final = 256 * 1024
+_CONTROL_BYTES: Final = 64
+
+
+class Ingress:
+    """The way from the underlay to attachments. `batch` handles what the socket has waiting."""
+
+    def __init__(self, settings: EngineSettings, underlay: socket.socket, sender: Sender, host: Host) -> None:
+        self._settings = settings
+        self._socket = underlay
+        self._host = host
+        self.exceptions = Exceptions(settings, sender, INGRESS)
+        self.strangers = Tally()
+        self._merger = Merger()
+        self._merge_tcp = settings.offloads.tun_checksum and settings.offloads.tun_tso
+        self._merge_udp = settings.offloads.tun_checksum and settings.offloads.tun_uso
+        self._buffer = bytearray(_BUFFER_BYTES)
+        self._space = memoryview(self._buffer)[_HEADROOM:]
+        self._view = memoryview(self._buffer)
+
+    def batch(self, view: View) -> int:
+        """Receive and deliver at most BATCH_PACKETS trains; return how many there were."""
+        receive, space = self._socket.recvmsg_into, (self._space,)
+        for reads in range(BATCH_PACKETS):
+            try:
+                size, control, flags, sockaddr = receive(space, _CONTROL_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return reads
+            except OSError:  # an ICMP error about something sent earlier; nothing was received
+                continue
+            segment_bytes = size
+            for level, kind, value in control:
+                if level == SOL_UDP and kind == UDP_GRO:
+                    segment_bytes = struct.unpack_from("=i", value)[0] or size
+            count = -(-size // segment_bytes) if size else 1
+            peer = view.sender(sockaddr[:2])
+            if peer is None:
+                self._receive(self.strangers, count, size)
+                self.strangers.drop(DropReason.UNKNOWN_PEER, count)
+            elif flags & socket.MSG_TRUNC or not size:
+                self._receive(peer.tallies[INGRESS], count, size)
+                peer.tallies[INGRESS].drop(DropReason.BAD_ENCAPSULATION, count)
+            else:
+                end = _HEADROOM + size
+                self._deliver(peer, view, Train(self._view[:end], segment_bytes, count), end)
+        return BATCH_PACKETS
+
+    @staticmethod
+    def _receive(tally: Tally, packets: int, packet_bytes: int) -> None:
+        tally.received_frames += 1
+        tally.received_packets += packets
+        tally.received_bytes += packet_bytes
+
+    def _deliver(self, peer: Peer, view: View, train: Train, end: int) -> None:
+        """Deliver every datagram of a train, runs of them joined."""
+        tally = peer.tallies[INGRESS]
+        tally.received_frames += 1
+        ways = peer.ways(view)
+        vni = self._settings.vni
+        step = train.segment_bytes
+        at = _HEADROOM
+        while at < end:
+            after = min(at + step, end)
+            encap = geneve.decode(train.datagrams, at, after, vni)
+            tally.received_packets += 1
+            if isinstance(encap, DropReason):
+                tally.received_bytes += after - at
+                tally.drop(encap)
+                at = after
+                continue
+            packet_at = at + encap.header_bytes
+            tally.received_bytes += after - packet_at
+            header = parse_ip(train.datagrams, packet_at, after)
+            if header is None or header.version != encap.ip_version:
+                tally.drop(DropReason.MALFORMED)
+                at = after
+                continue
+            way = ways.get(header.addresses)
+            if way is None:
+                way = ways[header.addresses] = view.way(header.addresses, peer.origin)
+            if way.port is None:
+                self._refuse(peer, view, way, packet_at, after)
+                at = after
+                continue
+            at = self._deliver_to(way.port, peer, view, way, train, at, after, encap, header)
+
+    def _refuse(self, source: Party, view: View, way: Way, packet_at: int, end: int) -> None:
+        reason = way.verdict.reason or DropReason.NO_ROUTE
+        if way.verdict.kind is VerdictKind.DROP:
+            source.tallies[INGRESS].drop(reason)
+        else:
+            self.exceptions.refuse(source, view, self._view[packet_at:end], reason)
+
+    def _deliver_to(
+        self, port: Port, peer: Peer, view: View, way: Way, train: Train, at: int, after: int,
+        encap: geneve.Encapsulation, header: IpHeader,
+    ) -> int:  # fmt: skip
+        """Write the datagram at `at`, with those that continue it, to an attachment; return where the next begins."""
+        tally = peer.tallies[INGRESS]
+        packet_at = at + encap.header_bytes
+        packet = self._view[packet_at:after]
+        hop = not port.is_node
+        refusal = decide_transit(header, len(packet), port.mtu_bytes, hop)
+        if refusal is not None and refusal.reason is not None:
+            self.exceptions.refuse(peer, view, packet, refusal.reason, 1, port.mtu_bytes)
+            return after
+        partial = encap.flags & geneve.PARTIAL_CHECKSUM
+        if partial and (
+            encap.csum_start < header.header_bytes or encap.csum_start + encap.csum_offset + 2 > len(packet)
+        ):
+            tally.drop(DropReason.MALFORMED)
+            return after
+        count, shape = 1, None
+        if partial and after < len(train.datagrams):
+            shape = shape_of(packet, header, encap.csum_start, encap.csum_offset)
+            if shape is not None and (self._merge_tcp if shape.is_tcp else self._merge_udp):
+                count = self._merger.run(train, at, encap, header, shape)
+        if hop:
+            decrement_hop_limit(self._buffer, packet_at)
+        if len(packet) > port.mtu_bytes:
+            sums = (encap.csum_start, encap.csum_offset) if partial else None
+            self._settle(tally, self.exceptions.forward_in_fragments(packet, sums, way, view, port.mtu_bytes), 1)
+            return after
+        if count == 1 or shape is None:
+            start = packet_at - VNET_BYTES
+            plain_vnet(encap).write(self._view, start)
+            self._settle(tally, write(port, self._view[start:after], INGRESS, 1, after - packet_at), 1)
+            return after
+        frame = self._merger.merge(train, at, count, encap, header, shape)
+        end = min(at + count * train.segment_bytes, len(train.datagrams))
+        reason = write(port, frame, INGRESS, count, len(frame) - VNET_BYTES)
+        if reason is DropReason.MALFORMED:
+            # Some kernels refuse super-packets on a TUN write (seen on 6.6.44): say so, and go on one by one.
+            self._merge_tcp = self._merge_udp = False
+            self._host.offload_failed("tun_tso", "the TUN refused a super-packet")
+        tally.received_packets += count - 1
+        tally.received_bytes += end - after - (count - 1) * encap.header_bytes
+        self._settle(tally, reason, count)
+        return end
+
+    @staticmethod
+    def _settle(tally: Tally, reason: DropReason | None, packets: int) -> None:
+        if reason is None:
+            tally.delivered_packets += packets
+        else:
+            tally.drop(reason, packets)

@@ -1,0 +1,118 @@
+"""A thread that waits for fds and takes calls from other threads between two batches.
+
+Everything a batch reads or counts is changed only here, between batches: so a detach that has returned knows that nobody
+uses its fd, and counters read together belong together. Control never waits for traffic to pause.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Loop:
+    """Runs `batch(fd)` for every readable fd, and `call`s in between. A batch returns how many reads it did."""
+
+    def __init__(self, name: str, batch: Callable[[int], int], failed: Callable[[str], None]) -> None:
+        self._name = name
+        self._batch = batch
+        self._failed = failed
+        self._epoll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._calls: deque[tuple[Future[object], Callable[[], object]]] = deque()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    def watch(self, fd: int) -> None:
+        """Run a batch whenever the fd is readable. Level-triggered: what a batch leaves comes back."""
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        """Stop watching; an fd that is not watched is no error."""
+        try:
+            self._epoll.unregister(fd)
+        except (FileNotFoundError, OSError):
+            pass
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Run `work` between two batches and return its result; at once when the loop is not running."""
+        with self._lock:
+            if self._thread is not None and threading.current_thread() is not self._thread:
+                future: Future[object] = Future()
+                self._calls.append((future, work))
+                os.eventfd_write(self._wake, 1)
+            else:
+                return work()
+        return future.result()  # type: ignore[return-value]
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after its batch and the calls already waiting."""
+        thread, self._stopping = self._thread, True
+        if thread is None:
+            return
+        os.eventfd_write(self._wake, 1)
+        thread.join()
+        with self._lock:
+            self._thread = None
+            self._run_calls()
+
+    def poll(self, budget: int) -> int:
+        """Run batches of whatever is readable now until `budget` reads are done; return how many there were."""
+        done = 0
+        while done < budget:
+            before = done
+            for fd, _ in self._epoll.poll(0):
+                if fd != self._wake and done < budget:
+                    done += self._batch(fd)
+            if done == before:
+                break
+        return done
+
+    def _run(self) -> None:
+        while not self._stopping:
+            for fd, _ in self._epoll.poll():
+                if fd == self._wake:
+                    self._drain_wake()
+                    continue
+                try:
+                    self._batch(fd)
+                except Exception as error:  # a bug must cost a batch, not the node's network
+                    self._failed(f"{self._name}: {type(error).__name__}: {error}")
+                if self._calls:
+                    self._run_calls()
+            if self._calls:
+                self._run_calls()
+
+    def _drain_wake(self) -> None:
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            pass
+
+    def _run_calls(self) -> None:
+        while self._calls:
+            future, work = self._calls.popleft()
+            try:
+                future.set_result(work())
+            except Exception as error:
+                future.set_exception(error)
+
+    def close(self) -> None:
+        """Free the loop's own fds; only when stopped."""
+        self._epoll.close()
+        os.close(self._wake)

@@ -1,0 +1,134 @@
+"""What the Python engine keeps of each attachment and peer, and the view of all of them that one batch works with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from router.decide import Origin, Place, decide_addresses
+from router.engine.interface import Snapshot
+from router.model import NODE_KEY, Address, Attachment, AttachmentKey, Endpoint, NextHop, Tally, Verdict
+
+EGRESS, INGRESS = 0, 1
+"""The two threads. Each counts in a tally of its own, so that no count needs a lock."""
+
+_WAYS_KEPT = 4096
+"""Most flows remembered for a source; past it the memory is emptied and filled anew."""
+
+
+_PATH_MTU_KEPT_S = 600.0
+_LEAST_MTU_BYTES = 68
+"""What every IPv4 link carries (RFC 791 section 3.2); a peer claiming less is not believed."""
+
+
+class Party:
+    """A source and sink of packets: what it may send, and its counts by thread."""
+
+    __slots__ = ("origin", "tallies", "mtu_bytes", "_ways", "_view")
+
+    def __init__(self, origin: Origin, mtu_bytes: int) -> None:
+        self.origin = origin
+        self.tallies = (Tally(), Tally())
+        self.mtu_bytes = mtu_bytes
+        self._ways: dict[bytes, Way] = {}
+        self._view: View | None = None
+
+    def ways(self, view: View) -> dict[bytes, Way]:
+        """Return the flows remembered under this view: addresses to way. Of the thread that reads this party only."""
+        if self._view is not view or len(self._ways) >= _WAYS_KEPT:
+            self._ways = {}
+            self._view = view
+        return self._ways
+
+    @property
+    def tally(self) -> Tally:
+        """Sum of both threads' counts."""
+        return self.tallies[EGRESS].plus(self.tallies[INGRESS])
+
+
+class Port(Party):
+    """An attachment and its TUN fd."""
+
+    __slots__ = ("attachment", "fd", "is_node", "lost")
+
+    def __init__(self, attachment: Attachment, fd: int, node_addresses: Iterable[Address] = ()) -> None:
+        addresses = frozenset(
+            [interface.ip.packed for interface in attachment.addresses] + [address.packed for address in node_addresses]
+        )
+        super().__init__(Origin(attachment.key, addresses), attachment.mtu_bytes)
+        self.attachment = attachment
+        self.fd = fd
+        self.is_node = attachment.key == NODE_KEY
+        self.lost = False
+
+
+class Peer(Party):
+    """A remote router and the socket address it receives at."""
+
+    __slots__ = ("next_hop", "sockaddr", "segmenting", "_overlay_mtu_bytes", "_lowered_until_s")
+
+    def __init__(self, next_hop: NextHop, mtu_bytes: int) -> None:
+        super().__init__(Origin(peer=next_hop), mtu_bytes)
+        self._overlay_mtu_bytes = mtu_bytes
+        self._lowered_until_s = 0.0
+        self.next_hop = next_hop
+        self.sockaddr = (str(next_hop.endpoint.address), next_hop.endpoint.port)
+        self.segmenting = True
+        """Whether trains go out by UDP_SEGMENT; off once its interface has refused one."""
+
+
+    def lower_mtu(self, mtu_bytes: int, now_s: float) -> None:
+        """Take the path for smaller than it was, for ten minutes (RFC 1191 section 6.3)."""
+        self.mtu_bytes = max(_LEAST_MTU_BYTES, min(self.mtu_bytes, mtu_bytes))
+        self._lowered_until_s = now_s + _PATH_MTU_KEPT_S
+
+    def forget_mtu(self, now_s: float) -> None:
+        """Try the full size again once a lowered MTU has grown old."""
+        if now_s >= self._lowered_until_s:
+            self.mtu_bytes = self._overlay_mtu_bytes
+
+
+class Way(NamedTuple):
+    """A verdict with its target looked up, ready to be used."""
+
+    verdict: Verdict
+    port: Port | None
+    peer: Peer | None
+
+
+class View:
+    """Snapshot, attachments and peers as one batch sees them: never changed, replaced whole."""
+
+    __slots__ = ("snapshot", "ports", "peers", "place", "_by_sockaddr", "_by_host")
+
+    def __init__(self, snapshot: Snapshot, ports: Mapping[AttachmentKey, Port], peers: Mapping[Endpoint, Peer]) -> None:
+        self.snapshot = snapshot
+        self.ports = ports
+        self.peers = peers
+        holders = {address: key for key, port in ports.items() for address in port.origin.addresses}
+        self.place = Place(snapshot.table, holders, snapshot.egress and NODE_KEY in ports)
+        self._by_sockaddr = {peer.sockaddr: peer for peer in peers.values()}
+        self._by_host: dict[str, Peer | None] = {}
+        for peer in peers.values():
+            host = peer.sockaddr[0]
+            self._by_host[host] = None if host in self._by_host else peer
+
+    def sender(self, sockaddr: tuple[str, int]) -> Peer | None:
+        """Return the peer that sent from there, or None for a stranger.
+
+        A peer that speaks plain Geneve may use any source port (RFC 8926 section 3.3), as long as its host is its own.
+        """
+        peer = self._by_sockaddr.get(sockaddr)
+        if peer is None:
+            peer = self._by_host.get(sockaddr[0])
+            if peer is not None and peer.next_hop.offload:
+                return None
+        return peer
+
+    def way(self, addresses: bytes, origin: Origin) -> Way:
+        """Decide by addresses and look the target up."""
+        verdict = decide_addresses(addresses, origin, self.place)
+        target = verdict.target
+        if isinstance(target, AttachmentKey):
+            return Way(verdict, self.ports[target], None)
+        return Way(verdict, None, self.peers[target.endpoint] if target is not None else None)

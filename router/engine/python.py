@@ -1,0 +1,191 @@
+"""The Python engine: the reference, always there. Two loops over the same attachments and peers, one a direction.
+
+    egress.py   TUN fds → table → TUN fd | socket        loop.py        the thread both run in
+    ingress.py  socket  → table → TUN fd                 sender.py      trains to the socket
+    ports.py    attachments, peers, the view of a batch  exceptions.py  the slow path: ICMP errors, fragments
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from router.decide import MALFORMED, decide_transit
+from router.engine.egress import Egress
+from router.engine.ingress import Ingress
+from router.engine.interface import EngineCounters, EngineSettings, Host, Snapshot, Source
+from router.engine.loop import Loop
+from router.engine.ports import Party, Peer, Port, View
+from router.engine.sender import Sender
+from router.model import NODE_KEY, Attachment, AttachmentKey, Endpoint, Tally, Verdict
+from router.packet import Buffer, parse_ip
+
+T = TypeVar("T")
+
+_SO_MEMINFO, _SK_MEMINFO_DROPS = 55, 8  # linux/sock_diag.h
+
+
+class PythonEngine:
+    """See `router.engine.interface.Engine`."""
+
+    name = "python"
+
+    def __init__(self, settings: EngineSettings, snapshot: Snapshot, underlay: socket.socket, host: Host) -> None:
+        self._settings = settings
+        self._socket = underlay
+        self._changing = threading.Lock()
+        self._gone = Tally()
+        self._ports: dict[AttachmentKey, Port] = {}
+        self._ports_by_fd: dict[int, Port] = {}
+        self._peers: dict[Endpoint, Peer] = {}
+        self._egress = Egress(settings, self._new_sender(host), host)
+        self._ingress = Ingress(settings, underlay, self._new_sender(host), host)
+        self._outward = Loop("egress", self._egress_batch, host.engine_failed)
+        self._inward = Loop("ingress", self._ingress_batch, host.engine_failed)
+        self._inward.watch(underlay.fileno())
+        self._set_routes(snapshot)
+
+    def _new_sender(self, host: Host) -> Sender:
+        return Sender(self._socket, self._settings.offloads, self._settings.overhead_bytes, host)
+
+    # Batches, each in its loop's thread
+
+    def _egress_batch(self, fd: int) -> int:
+        port = self._ports_by_fd.get(fd)
+        if port is None:  # detached between the wake-up and now
+            return 0
+        reads = self._egress.batch(port, self._view)
+        if port.lost:
+            self._outward.unwatch(fd)
+        return reads
+
+    def _ingress_batch(self, fd: int) -> int:
+        return self._ingress.batch(self._view)
+
+    def _between_batches(self, work: Callable[[], T]) -> T:
+        """Run `work` while neither loop is in a batch."""
+        return self._outward.call(lambda: self._inward.call(work))
+
+    # Routes
+
+    def replace_routes(self, snapshot: Snapshot) -> None:
+        """Swap the whole snapshot in."""
+        with self._changing:
+            self._set_routes(snapshot)
+
+    def _set_routes(self, snapshot: Snapshot) -> None:
+        old = self._peers
+        peers = {}
+        for next_hop in snapshot.peers:
+            known = old.get(next_hop.endpoint)
+            same = known is not None and known.next_hop == next_hop
+            peers[next_hop.endpoint] = known if known and same else Peer(next_hop, self._settings.mtu_bytes)
+        self._peers = peers
+        view = View(snapshot, dict(self._ports), peers)
+        leaving = [peer for endpoint, peer in old.items() if peers.get(endpoint) is not peer]
+
+        def swap() -> None:
+            self._view = view
+            for peer in leaving:
+                self._gone = self._gone.plus(peer.tally)
+
+        self._between_batches(swap)
+
+    # Attachments
+
+    def attach(self, attachment: Attachment, fd: int) -> None:
+        """Carry packets of an attachment; ValueError if it is there already."""
+        with self._changing:
+            if attachment.key in self._ports:
+                raise ValueError(f"attachment {attachment.key} is there already")
+            own = self._settings.node_addresses if attachment.key == NODE_KEY else ()
+            port = Port(attachment, fd, own)
+            self._ports[attachment.key] = port
+            self._swap_ports()
+            self._ports_by_fd[fd] = port
+            self._outward.watch(fd)
+
+    def detach(self, key: AttachmentKey) -> Tally:
+        """Stop carrying and return the final count; KeyError if it is not there."""
+        with self._changing:
+            port = self._ports.pop(key)
+            self._outward.unwatch(port.fd)
+            self._ports_by_fd.pop(port.fd, None)
+            self._swap_ports(leaving=port)
+            return port.tally
+
+    def _swap_ports(self, leaving: Port | None = None) -> None:
+        view = View(self._view.snapshot, dict(self._ports), self._peers)
+
+        def swap() -> None:
+            self._view = view
+            if leaving is not None:
+                self._gone = self._gone.plus(leaving.tally)
+
+        self._between_batches(swap)
+
+    # Decisions
+
+    def decide(self, packet: Buffer, source: Source) -> Verdict:
+        """Say what would become of an IP packet from that source; KeyError for a source not known."""
+        view = self._view
+        party: Party = view.ports[source] if isinstance(source, AttachmentKey) else view.peers[source]
+        header = parse_ip(packet, 0, len(packet))
+        if header is None:
+            return MALFORMED
+        way = view.way(header.addresses, party.origin)
+        target = way.port or way.peer
+        if target is None:
+            return way.verdict
+        nodes = party.origin.is_node or target.origin.is_node
+        return decide_transit(header, len(packet), target.mtu_bytes, not nodes) or way.verdict
+
+    # Running
+
+    def start(self) -> None:
+        """Forward in two threads until `stop`."""
+        self._outward.start()
+        self._inward.start()
+
+    def stop(self) -> None:
+        """End both threads."""
+        self._outward.stop()
+        self._inward.stop()
+
+    def forward(self, budget: int) -> int:
+        """Handle at most about `budget` waiting reads in this thread; only while not started."""
+        done = self._outward.poll(budget)
+        return done + self._inward.poll(budget - done) if done < budget else done
+
+    def close(self) -> None:
+        """Free what the engine itself made; it was stopped before."""
+        self._outward.close()
+        self._inward.close()
+
+    # Counters
+
+    def counters(self) -> EngineCounters:
+        """Return everything counted so far, both loops between two batches."""
+        return self._between_batches(self._count)
+
+    def _count(self) -> EngineCounters:
+        return EngineCounters(
+            attachments={key: port.tally for key, port in self._view.ports.items()},
+            peers={endpoint: peer.tally for endpoint, peer in self._view.peers.items()},
+            strangers=self._ingress.strangers.plus(Tally()),
+            gone=self._gone.plus(Tally()),
+            icmp_suppressed=self._egress.exceptions.suppressed + self._ingress.exceptions.suppressed,
+            socket_drops=self._socket_drops(),
+        )
+
+    def _socket_drops(self) -> int:
+        try:
+            memory = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 64)
+            return int(struct.unpack_from("=I", memory, 4 * _SK_MEMINFO_DROPS)[0])
+        except OSError:
+            return 0
+
+

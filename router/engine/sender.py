@@ -1,0 +1,77 @@
+"""Send trains of datagrams to a peer: one UDP_SEGMENT send each, or what the kernel lets us do instead."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import struct
+import time
+
+from router.engine.interface import Host
+from router.engine.ports import Peer
+from router.model import DropReason, Offloads
+from router.segment import Train
+
+SOL_UDP, UDP_SEGMENT = 17, 103  # linux/udp.h
+_BUSY_WAIT_MS = 10
+"""Longest wait for room in the socket: back-pressure fills the TUN's ring, where the sender's stack sees it."""
+_BUSY = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Sender:
+    """The way out of one thread: the shared underlay socket. Later tunnels (VXLAN, WireGuard) stand beside it."""
+
+    def __init__(self, underlay: socket.socket, offloads: Offloads, overhead_bytes: int, host: Host) -> None:
+        self._socket = underlay
+        self._overhead_bytes = overhead_bytes
+        self._segmenting = offloads.udp_segment
+        self._host = host
+        self._poll = select.poll()
+        self._poll.register(underlay.fileno(), select.POLLOUT)
+        self._control: dict[int, list[tuple[int, int, bytes]]] = {}
+
+    def send(self, train: Train, peer: Peer) -> DropReason | None:
+        """Send a train; None when the kernel took it whole, else why it, or the rest of it, was dropped."""
+        if train.count == 1:
+            return self._send(train.datagrams, [], peer)
+        if not (self._segmenting and peer.segmenting):
+            return self._send_each(train, peer)
+        control = self._control.get(train.segment_bytes)
+        if control is None:
+            control = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", train.segment_bytes))]
+            self._control[train.segment_bytes] = control
+        try:
+            return self._send(train.datagrams, control, peer)
+        except OSError as error:
+            # EIO: the interface towards the peer cannot finish the checksums of a train (udp_send_skb, net/ipv4/udp.c)
+            peer.segmenting = False
+            self._host.offload_failed("udp_segment", f"towards {peer.next_hop.node}: {error.strerror}")
+            return self._send_each(train, peer)
+
+    def _send_each(self, train: Train, peer: Peer) -> DropReason | None:
+        outcome = None
+        for at in range(0, len(train.datagrams), train.segment_bytes):
+            outcome = self._send(train.datagrams[at : at + train.segment_bytes], [], peer) or outcome
+        return outcome
+
+    def _send(
+        self, datagrams: memoryview, control: list[tuple[int, int, bytes]], peer: Peer
+    ) -> DropReason | None:
+        while True:
+            try:
+                self._socket.sendmsg((datagrams,), control, socket.MSG_DONTWAIT, peer.sockaddr)
+                return None
+            except OSError as error:
+                if error.errno in _BUSY:
+                    if self._poll.poll(_BUSY_WAIT_MS) and error.errno == errno.EAGAIN:
+                        continue
+                    return DropReason.UNDERLAY_BUSY
+                if error.errno == errno.EMSGSIZE or (error.errno == errno.EINVAL and control):
+                    # EINVAL: a segment larger than the path MTU (udp_send_skb)
+                    mtu_bytes = self._host.path_mtu(peer.next_hop.endpoint) - self._overhead_bytes
+                    peer.lower_mtu(mtu_bytes, time.monotonic())
+                    return DropReason.TOO_BIG
+                if error.errno == errno.EIO and control:
+                    raise
+                return DropReason.UNDERLAY_ERROR

@@ -1,0 +1,81 @@
+"""Work inside another network namespace, in a thread that exists for nothing else.
+
+setns(2) moves a thread, not the process; a thread that never comes back cannot be left in the wrong place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from router.errors import Kind, Refusal
+
+T = TypeVar("T")
+
+CLONE_NEWNET = 0x40000000
+OWN = "/proc/self/ns/net"
+"""The namespace the router itself lives in: the node's."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def inside(netns_path: str, work: Callable[[], T]) -> T:
+    """Run `work` inside the namespace at a path and return its result.
+
+    Raise Refusal(INVALID) when the path leads to no network namespace, Refusal(STATE) when it may not be entered.
+    """
+    try:
+        fd = os.open(netns_path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Refusal(Kind.INVALID, f"cannot open network namespace {netns_path}: {error.strerror}; does it exist?") from None
+    try:
+        return _in_thread(lambda: _enter(fd, netns_path), work)
+    finally:
+        os.close(fd)
+
+
+def inside_new(work: Callable[[], T]) -> T:
+    """Run `work` inside a network namespace made for it, which goes when its last fd goes. Raise OSError."""
+    return _in_thread(_unshare, work)
+
+
+def identity(netns_path: str) -> tuple[int, int]:
+    """Return what two paths to one namespace have in common: device and inode of the namespace file."""
+    status = os.stat(netns_path)
+    return status.st_dev, status.st_ino
+
+
+def _enter(fd: int, netns_path: str) -> None:
+    if _libc.setns(fd, CLONE_NEWNET):
+        code = ctypes.get_errno()
+        if code == 1:
+            raise Refusal(Kind.STATE, f"may not enter {netns_path}: the router needs CAP_SYS_ADMIN; run it as root")
+        raise Refusal(Kind.INVALID, f"{netns_path} is not a network namespace ({os.strerror(code)})")
+
+
+def _unshare() -> None:
+    if _libc.unshare(CLONE_NEWNET):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _in_thread(enter: Callable[[], None], work: Callable[[], T]) -> T:
+    results: list[T] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            enter()
+            results.append(work())
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="netns")
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return results[0]
