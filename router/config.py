@@ -129,22 +129,19 @@ def parse_address(text: str) -> Address:
 
 def parse_prefix(text: str) -> Prefix:
     """Read `ADDR/LENGTH`, a network's address. Raises ValueError with words for people, host bits corrected."""
-    address, slash, length = text.partition("/")
-    parse_address(address)
+    head, slash, length = text.partition("/")
+    try:
+        # ip_network also takes a netmask, and a lone address; one spelling is enough, and those are easily mistakes.
+        if length.isdecimal() and (prefix := ip_network(text)) and (prefix.version == 4 or "%" not in head):
+            return prefix
+    except ValueError:
+        pass
+    address = parse_address(head)
     if not slash:
         raise ValueError(f"{text!r} has no prefix length: write {address}/LENGTH")
-    try:
-        prefix = ip_network(text, strict=False)
-    except ValueError:
-        prefix = None
-    # ip_network would also take a netmask; one spelling is enough, and a mask is easily a mistake.
-    if prefix is None or not length.isdecimal():
-        raise ValueError(
-            f"{text!r}: the prefix length must be a number from 0 to {parse_address(address).max_prefixlen}"
-        )
-    if str(prefix.network_address) != str(parse_address(address)):
-        raise ValueError(f"{text!r} has bits set behind the prefix: did you mean {prefix}?")
-    return prefix
+    if not length.isdecimal() or int(length) > address.max_prefixlen:
+        raise ValueError(f"{text!r}: the prefix length must be a number from 0 to {address.max_prefixlen}")
+    raise ValueError(f"{text!r} has bits set behind the prefix: did you mean {ip_network(text, strict=False)}?")
 
 
 def parse_endpoint(text: str, default_port: int = GENEVE_PORT) -> Endpoint:
