@@ -1,0 +1,51 @@
+# Every target sets up what it needs, and says so; `make` alone lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.PHONY: help demo test lint format bench proto setup clean need-root
+
+# PATH as a login shell of root has it: ip and nft are in /usr/sbin.
+export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
+ARGS ?=
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: need-root ## watch Pods on three nodes talk to each other (root, under a minute once set up)
+	@scripts/setup.sh
+	@podwire demo $(ARGS)
+
+test: need-root ## run every test (root, under six minutes); ARGS="-k icmp -x" for some of them
+	@scripts/setup.sh dev
+	@python -m pytest -q $(ARGS)
+
+lint: ## check format, style, types and that generated files are fresh
+	@scripts/setup.sh dev
+	@echo "[lint] ruff format"; ruff format --check --quiet . || { echo "[lint] error: not formatted as ruff does it; run: make format" >&2; exit 1; }
+	@echo "[lint] ruff check"; ruff check --quiet .
+	@echo "[lint] mypy"; mypy --no-error-summary
+	@echo "[lint] proto/generate.py --check"; python proto/generate.py --check
+
+format: ## format the code, and mend what ruff can
+	@scripts/setup.sh dev
+	@ruff check --fix --quiet . || left=$$?; ruff format --quiet .; exit $${left:-0}
+
+bench: need-root ## measure Podwire beside kernel VXLAN and others (root, some minutes); ARGS="--quick" for less
+	@scripts/setup.sh dev bench
+	@python -m benchmarks $(ARGS)
+
+proto: ## make the gRPC stubs and docs/reference/api.md from proto/podwire/v1
+	@scripts/setup.sh dev
+	@python proto/generate.py
+
+setup: ## install all of it, and do nothing else
+	@scripts/setup.sh dev bench
+
+clean: ## remove what was built, and .venv
+	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+need-root:
+	@if [ "$$(id -u)" -ne 0 ]; then echo "error: this makes network namespaces and TUN devices, which takes root. Run: sudo make $(MAKECMDGOALS)" >&2; exit 1; fi
+	@if [ ! -c /dev/net/tun ] && ! modprobe tun 2>/dev/null; then echo "error: there is no /dev/net/tun. Load the module (modprobe tun); in a container, start it with --device /dev/net/tun --cap-add NET_ADMIN --cap-add SYS_ADMIN" >&2; exit 1; fi
