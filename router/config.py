@@ -11,6 +11,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from enum import StrEnum, unique
 from ipaddress import ip_address, ip_network
@@ -130,16 +131,15 @@ def parse_address(text: str) -> Address:
 def parse_prefix(text: str) -> Prefix:
     """Read `ADDR/LENGTH`, a network's address. Raises ValueError with words for people, host bits corrected."""
     head, slash, length = text.partition("/")
-    try:
-        # ip_network also takes a netmask, and a lone address; one spelling is enough, and those are easily mistakes.
-        if length.isdecimal() and (prefix := ip_network(text)) and (prefix.version == 4 or "%" not in head):
-            return prefix
-    except ValueError:
-        pass
+    # ip_network also takes a netmask and a lone address; one spelling is enough, and those are easily mistakes.
+    plain = length.isascii() and length.isdecimal() and "%" not in head
+    if plain:
+        with suppress(ValueError):
+            return ip_network(text)
     address = parse_address(head)
     if not slash:
         raise ValueError(f"{text!r} has no prefix length: write {address}/LENGTH")
-    if not length.isdecimal() or int(length) > address.max_prefixlen:
+    if not plain or int(length) > address.max_prefixlen:
         raise ValueError(f"{text!r}: the prefix length must be a number from 0 to {address.max_prefixlen}")
     raise ValueError(f"{text!r} has bits set behind the prefix: did you mean {ip_network(text, strict=False)}?")
 
