@@ -1,0 +1,1 @@
+"""Podwire's benchmark: `python -m benchmarks --help`. Not part of the wheel."""

@@ -1,0 +1,16 @@
+"""The contenders, in the order the report shows them."""
+
+from __future__ import annotations
+
+from benchmarks.contenders.fastd import Fastd
+from benchmarks.contenders.interface import Contender, Network, Way, absence
+from benchmarks.contenders.nebula import Nebula
+from benchmarks.contenders.podwire import Podwire
+from benchmarks.contenders.tinc import Tinc
+from benchmarks.contenders.veth import Veth
+from benchmarks.contenders.vxlan import Vxlan
+from benchmarks.contenders.wireguard import Wireguard
+
+CONTENDERS: tuple[Contender, ...] = (Podwire(), Veth(), Vxlan(), Wireguard(), Nebula(), Fastd(), Tinc())
+
+__all__ = ["CONTENDERS", "Contender", "Network", "Way", "absence"]

@@ -1,0 +1,40 @@
+"""The router itself, brought up by its own lab: the same underlay of two nodes on a bridge, Pods on TUN devices."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from benchmarks.cluster import await_reachable
+from benchmarks.contenders.interface import Network, Way
+from benchmarks.namespace import CommandFailed, Namespace
+
+
+class Podwire:
+    """One router a node, with one of its engines."""
+
+    programs = ("ip",)
+    packages = ("iproute2",)
+
+    def __init__(self, engine: str = "python") -> None:
+        self.name = "podwire"
+        self.title = f"Podwire, {engine} engine"
+        self._engine = engine
+
+    def open(self, stack: ExitStack) -> Network:
+        """Set up two nodes with two Pods each."""
+        from shim.lab import Lab
+        from shim.lab.errors import LabError
+
+        try:
+            lab = stack.enter_context(Lab(nodes=2, pods=2, router_args=("--engine", self._engine)))
+        except (LabError, OSError) as error:
+            raise CommandFailed(f"the lab did not come up: {error}") from error
+        client, neighbour, server, _ = lab.pods
+        namespaces = {pod.name: Namespace.existing(str(pod.netns_path)) for pod in lab.pods}
+        addresses = {pod.name: next(str(a) for a in pod.addresses if a.version == 4) for pod in lab.pods}
+        await_reachable(namespaces[client.name], addresses[server.name], 1400)
+        return Network(
+            across=Way(namespaces[client.name], namespaces[server.name], addresses[server.name]),
+            beside=Way(namespaces[client.name], namespaces[neighbour.name], addresses[neighbour.name]),
+            router_pids=tuple(node.pid for node in lab.nodes if node.pid is not None),
+        )

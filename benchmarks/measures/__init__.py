@@ -1,0 +1,22 @@
+"""The measures between Pods, in the order they are run."""
+
+from __future__ import annotations
+
+from benchmarks.measures.flood import Flood
+from benchmarks.measures.interface import Measure, MeasureFailed
+from benchmarks.measures.round_trip import RoundTrip
+from benchmarks.measures.stream import Stream
+
+MEASURES: tuple[Measure, ...] = (
+    Stream("tcp1", "TCP 1 stream →"),
+    Stream("tcp1r", "TCP 1 stream ←", reverse=True),
+    Stream("tcp4", "TCP 4 streams →", 4),
+    Stream("tcp4r", "TCP 4 streams ←", 4, reverse=True),
+    Stream("local", "TCP same node", beside=True),
+    Flood(64),
+    Flood(1400),
+    RoundTrip(),
+)
+QUICK = ("tcp1", "local", "udp64", "rtt")
+
+__all__ = ["MEASURES", "QUICK", "Measure", "MeasureFailed"]

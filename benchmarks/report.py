@@ -1,0 +1,76 @@
+"""The figures as tables for a terminal: one a group, contenders down, metrics across."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.figures import Figures, Metric, Spread
+
+HIGHLIGHTED = "podwire"
+
+
+def render(figures: Figures) -> RenderableType:
+    """Return the whole report."""
+    machine = figures.machine
+    head = Text(
+        f"{machine.get('cpu')}, {machine.get('cores')} cores · Linux {machine.get('kernel')} · "
+        f"Python {machine.get('versions', {}).get('python')} · commit {machine.get('commit')} · {machine.get('date')}",
+        style="dim",
+    )
+    parts: list[RenderableType] = [head]
+    parts += (
+        _table(figures, group, [metric for metric in figures.metrics.values() if metric.group == group])
+        for group in _groups(figures)
+    )
+    if parts[1:]:
+        parts.append(
+            Text("median [lowest – highest round] · × is the ratio to its base, taken round by round", style="dim")
+        )
+    parts += [Text(f"note: {note}", style="yellow") for note in figures.notes]
+    return Group(*parts)
+
+
+def print_report(figures: Figures, console: Console) -> None:
+    """Print the report."""
+    console.print(render(figures))
+
+
+def _groups(figures: Figures) -> Iterator[str]:
+    yield from dict.fromkeys(metric.group for metric in figures.metrics.values())
+
+
+def _table(figures: Figures, group: str, metrics: list[Metric]) -> Table:
+    bases = sorted({metric.base for metric in metrics if metric.base})
+    caption = f"× of {' or '.join(figures.titles.get(base, base) for base in bases)}" if bases else None
+    table = Table(title=group, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    table.add_column("")
+    for metric in metrics:
+        table.add_column(f"{metric.title}\n{metric.unit}", justify="right")
+    present = {name for metric in metrics for name in figures.values[metric.key]}
+    for name in sorted(present, key=[*figures.titles, *sorted(present)].index):
+        cells = [_cell(figures.spread(metric.key, name), figures.ratio(metric.key, name)) for metric in metrics]
+        table.add_row(figures.titles.get(name, name), *cells, style="bold" if name == HIGHLIGHTED else "")
+    return table
+
+
+def _cell(spread: Spread | None, ratio: Spread | None) -> Text:
+    if spread is None:
+        return Text("–", style="dim")
+    text = Text(number(spread.median))
+    if ratio is not None:
+        text.append(f"  {ratio.median:.2f}×", style="cyan")
+    if spread.low != spread.high:
+        text.append(f"\n[{number(spread.low)} – {number(spread.high)}]", style="dim")
+    return text
+
+
+def number(value: float) -> str:
+    """Return three significant digits, thousands parted."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
