@@ -3,6 +3,8 @@
 The log is a ring of the last events, and a subscription is only a place in it: a reader that is too slow costs no
 memory and holds nobody up, it loses the oldest events and sees that by the gap in their sequence.
 """
+# A subscription and its log are one thing with one lock.
+# ruff: noqa: SLF001
 
 from __future__ import annotations
 
@@ -60,9 +62,7 @@ class EventLog:
         self._closed = False
         self._changed = threading.Condition()
 
-    def record(
-        self, kind: EventKind, message: str = "", *, key: AttachmentKey | None = None, node: str = ""
-    ) -> Event:
+    def record(self, kind: EventKind, message: str = "", *, key: AttachmentKey | None = None, node: str = "") -> Event:
         """Add an event and wake all subscribers. Never blocks on a reader."""
         with self._changed:
             self._newest += 1
