@@ -70,12 +70,13 @@ class Demo:
     def _trace(self, lab: Lab) -> None:
         source, target = lab.pods[0], lab.pods[-1]
         self._report.heading(f"The way from {source.name} to {target.name}: both nodes' routers show themselves")
-        for family, address in enumerate(target.addresses):
+        for family in (0, 1):
+            address = target.addresses[family]
             hops, printed = traceroute.trace(source, address)
             wanted = [str(source.node.addresses[family]), str(target.node.addresses[family]), str(address)]
             self._report.show(escape(printed))
             names = f"{source.node.name}, {target.node.name}, {target.name}"
-            self._report.check(hops == wanted, f"IPv{address.version}: {' → '.join(hops)} is {names}")
+            self._report.check(hops == wanted, f"IPv{address.version}: {names} answer as {', '.join(wanted)}")
 
     def _measure(self, lab: Lab) -> None:
         source, far, near = lab.pods[0], lab.pods[PODS_PER_NODE], lab.pods[1]

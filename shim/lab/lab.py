@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from ipaddress import ip_interface
 from types import TracebackType
 
 from shim.client import ClientError
@@ -83,10 +84,11 @@ class Lab:
 
     def find(self, name: str) -> LabNode | LabPod:
         """Return the Pod ("n1p1") or node ("n1") of that name. LabError says what there is."""
-        for place in (*self.pods, *self.nodes):
+        places: list[LabNode | LabPod] = [*self.nodes, *self.pods]
+        for place in places:
             if place.name == name:
                 return place
-        known = ", ".join(place.name for place in (*self.nodes, *self.pods))
+        known = ", ".join(place.name for place in places)
         raise LabError(f"lab {self.name} has no Pod or node {name!r} (it has: {known})")
 
     @property
@@ -203,12 +205,12 @@ class Lab:
                 for pod in pods:
                     answer = client.attach(
                         pod.sandbox_id,
-                        str(pod.netns_path),
                         IF_NAME,
-                        ip,
+                        str(pod.netns_path),
+                        addresses=ip,
                         labels={"namespace": self.name, "name": pod.name},
                     )
-                    own = tuple(str(interface.ip) for interface in answer.addresses)
+                    own = tuple(str(ip_interface(address).ip) for address in answer.addresses)
                     pod.record = replace(pod.record, addresses=own)
         except ClientError as error:
             raise LabError(f"{node.name} did not attach a Pod: {error}") from error

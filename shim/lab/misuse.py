@@ -46,7 +46,7 @@ def datagram(source: IPv4Address | IPv6Address, destination: IPv4Address | IPv6A
 
 def _checksum(octets: bytes) -> int:
     """RFC 1071; of an even number of octets."""
-    total = sum(struct.unpack(f"!{len(octets) // 2}H", octets))
+    total: int = sum(struct.unpack(f"!{len(octets) // 2}H", octets))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

@@ -152,7 +152,7 @@ def outside_links(plan: LabPlan) -> list[str]:
 
     It knows no way to the cluster range: only what a node masqueraded gets an answer.
     """
-    return [*_eth0(plan.gateway), f"addr add {OUTSIDE_V4}/32 dev lo", f"addr add {OUTSIDE_V6}/128 dev lo"]
+    return [*_eth0(plan.gateway), f"addr add {OUTSIDE_V4}/32 dev lo", f"addr add {OUTSIDE_V6}/128 dev lo nodad"]
 
 
 _BOTH_FAMILIES = (
@@ -194,4 +194,6 @@ def _on_underlay(host: int) -> tuple[IPv4Interface, IPv6Interface]:
 
 
 def _eth0(addresses: tuple[IPv4Interface, IPv6Interface]) -> list[str]:
-    return [*(f"addr add {address} dev eth0" for address in addresses), "link set eth0 up"]
+    v4, v6 = addresses
+    # Without nodad a router that starts at once could not bind to it: it is tentative for a moment, whatever accept_dad.
+    return [f"addr add {v4} dev eth0", f"addr add {v6} dev eth0 nodad", "link set eth0 up"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from shim.client import Counters, Tally
+from shim.answers import Counters, Tally
 from shim.lab.matrix import Matrix, Probe
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -34,10 +34,11 @@ def counters(every: Sequence[tuple[str, Counters]], pods: Mapping[str, str]) -> 
     for title in ("received", "delivered", "tunnelled", "dropped"):
         table.add_column(title, justify="right")
     table.add_column("by reason")
+    table.add_column("sent to", justify="right")
     for node, found in every:
         rows = [
-            (pods.get(each.sandbox_id, each.if_name), each.tally)
-            for each in sorted(found.attachments, key=lambda each: each.sandbox_id)
+            (pods.get(each.key.sandbox_id, each.key.if_name), each.tally)
+            for each in sorted(found.attachments, key=lambda each: str(each.key))
         ]
         rows += [(f"peer {peer.node or peer.endpoint}", peer.tally) for peer in found.peers]
         for name, tally in rows:
@@ -48,14 +49,16 @@ def counters(every: Sequence[tuple[str, Counters]], pods: Mapping[str, str]) -> 
                 tally.tunnelled_packets,
                 sum(tally.dropped.values()),
             )
-            table.add_row(node, name, *(f"{number:,}" for number in numbers), f"[yellow]{reasons}[/]")
+            table.add_row(
+                node, name, *(f"{number:,}" for number in numbers), f"[yellow]{reasons}[/]", f"{tally.sent_packets:,}"
+            )
         table.add_section()
     return table
 
 
-def dropped(found: Counters, sandbox_id: str) -> Mapping[str, int]:
+def dropped(found: Counters, sandbox_id: str) -> dict[str, int]:
     """Return what was dropped of a Pod's packets, by reason."""
-    return next((each.tally.dropped for each in found.attachments if each.sandbox_id == sandbox_id), {})
+    return next((each.tally.dropped for each in found.attachments if each.key.sandbox_id == sandbox_id), {})
 
 
 def balances(found: Counters) -> Iterator[int]:
