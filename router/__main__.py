@@ -1,0 +1,103 @@
+"""The `podwire` command: where router, shim and lab come together. A subcommand's module is imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import click
+
+
+class _Place(NamedTuple):
+    module: str
+    attribute: str
+    help: str
+
+
+_CLIENT = "shim.commands"
+_SECTIONS: dict[str, dict[str, _Place]] = {
+    "Router": {"router": _Place("router.commands", "router", "Run the router of a node.")},
+    "Pods": {
+        "attach": _Place(_CLIENT, "attach", "Give a sandbox an interface with addresses of this node's subnets."),
+        "detach": _Place(_CLIENT, "detach", "Take an interface away from a sandbox and free its addresses."),
+        "pods": _Place(_CLIENT, "pods", "List the Pods attached to this node."),
+    },
+    "What a router knows": {
+        "status": _Place(_CLIENT, "status", "Show what the router is and how it stands."),
+        "routes": _Place(_CLIENT, "routes", "Show which prefix leads where."),
+        "peers": _Place(_CLIENT, "peers", "List the other nodes, with packets to and from them."),
+        "subnets": _Place(_CLIENT, "subnets", "Read and change the subnet table."),
+        "counters": _Place(_CLIENT, "counters", "Show the fate of every packet, and what was dropped why."),
+        "events": _Place(_CLIENT, "events", "Show what happened in the router lately."),
+    },
+    "A cluster on this machine": {
+        "lab": _Place("shim.lab.commands", "lab", "Bring up a whole cluster of namespaces on this machine."),
+        "demo": _Place("shim.lab.commands", "demo", "Show such a cluster at work, and take it down again."),
+    },
+}
+_PLACES = {name: place for section in _SECTIONS.values() for name, place in section.items()}
+
+
+class _LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one when it is asked for it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(_PLACES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        place = _PLACES.get(cmd_name)
+        if place is None:
+            return None
+        command: click.Command = getattr(importlib.import_module(place.module), place.attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        for title, places in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, place.help) for name, place in places.items()])
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if not asked or ctx.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    from router.engine import choose
+
+    try:
+        number = version("podwire")
+    except PackageNotFoundError:
+        number = "(not installed)"
+    click.echo(f"podwire {number} (engines: {', '.join(choose.available())})")
+    ctx.exit()
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version and the engines that are there.",
+)
+def podwire() -> None:
+    """A Pod network in userspace.
+
+    One router runs on each node, reads IP packets from a TUN device in every Pod's network namespace, and carries them to
+    the other nodes over UDP. `podwire router run` is the router; the other commands ask it, over its Unix socket
+    (--socket PATH or PODWIRE_SOCKET, /run/podwire/router.sock if neither is given).
+
+    `podwire COMMAND --help` explains a command, with examples.
+    """
+
+
+def main(arguments: Iterable[str] | None = None) -> Any:
+    """Run the command; does not return."""
+    return podwire.main(args=None if arguments is None else list(arguments), prog_name="podwire")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

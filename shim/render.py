@@ -1,0 +1,150 @@
+"""Answers as tables for people. On a terminal with rules and colours, in a pipe as plain columns that nothing cuts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from shim.answers import Attachment, Counters, Event, Node, Status, Tally
+
+_PIPE_COLUMNS = 10_000
+"""Wider than any line: in a pipe nothing is wrapped or cut."""
+
+
+def console() -> Console:
+    """Return where tables go: standard output."""
+    found = Console(highlight=False, emoji=False, markup=False)
+    return found if found.is_terminal else Console(highlight=False, emoji=False, markup=False, width=_PIPE_COLUMNS)
+
+
+def status(out: Console, found: Status) -> None:
+    """Show a router at a glance."""
+    switches = {
+        "tun-checksum": found.offloads.tun_checksum,
+        "tun-tso": found.offloads.tun_tso,
+        "tun-uso": found.offloads.tun_uso,
+        f"udp-segment ({found.offloads.max_segments})": found.offloads.udp_segment,
+        "udp-gro": found.offloads.udp_gro,
+    }
+    rows = {
+        "node": f"{found.node} at {found.endpoint}",
+        "router": f"podwire {found.version}, engine {found.engine}, up {_duration(time.time() - found.started_at_s)}",
+        "cluster range": _list(found.networks),
+        "subnets": _list(found.subnets),
+        "node addresses": _list(found.node_addresses),
+        "overlay": f"MTU {found.mtu_bytes} bytes, VNI {found.vni}",
+        "offloads": _list(f"{name} {'on' if on else 'off'}" for name, on in switches.items()),
+        "pods, peers": f"{found.attachments}, {found.peers}",
+        "subnet table": f"version {found.table_version}, {_duration(found.table_age_s)} old",
+        "free addresses": _list(f"{free.free} in {free.subnet}" for free in found.free_addresses),
+        "memory": f"{found.resident_bytes / 1e6:.1f} MB",
+    }
+    table = _table(out, "", "", heading=False)
+    for name, value in rows.items():
+        table.add_row(Text(name, "bold"), value)
+    for note in found.notes:
+        table.add_row(Text("note", "yellow"), note)
+    if found.table_error:
+        table.add_row(Text("table refused", "bold red"), found.table_error)
+    out.print(table)
+
+
+def pods(out: Console, found: Iterable[Attachment]) -> None:
+    """Show attachments."""
+    table = _table(out, "SANDBOX", "INTERFACE", "ADDRESSES", "MTU", "NAMESPACE", "LABELS", right=("MTU",))
+    for each in found:
+        labels = _list(f"{key}={value}" for key, value in each.labels.items())
+        key = each.key
+        where = (key.sandbox_id or "(node)", key.if_name, _list(each.addresses))
+        table.add_row(*where, str(each.mtu_bytes), each.netns_path or "-", labels)
+    out.print(table)
+
+
+def routes(out: Console, rows: Iterable[Mapping[str, object]]) -> None:
+    """Show prefixes and where they lead."""
+    table = _table(out, "PREFIX", "NODE", "ENDPOINT", "VIA")
+    for row in rows:
+        table.add_row(str(row["prefix"]), str(row["node"]), str(row["endpoint"]), str(row["via"]))
+    out.print(table)
+
+
+def peers(out: Console, rows: Iterable[tuple[Node, Tally | None]]) -> None:
+    """Show the other nodes, with what went to and fro."""
+    numbers = ("RECEIVED", "SENT", "DROPPED")
+    table = _table(out, "NODE", "ENDPOINT", "SUBNETS", "OFFLOAD", *numbers, right=numbers)
+    for node, tally in rows:
+        seen = tally or Tally()
+        counts = _numbers(out, seen.received_packets, seen.sent_packets, sum(seen.dropped.values()))
+        table.add_row(node.name, str(node.endpoint), _list(node.subnets), "yes" if node.offload else "no", *counts)
+    out.print(table)
+
+
+def counters(out: Console, found: Counters) -> None:
+    """Show every packet's fate, for each attachment and peer, and drops by reason."""
+    tallies: list[tuple[str, Tally, int | None]] = [
+        *((f"pod {each.key}", each.tally, each.kernel_drops) for each in found.attachments),
+        *((f"peer {each.node or '?'} {each.endpoint}", each.tally, None) for each in found.peers),
+        ("strangers", found.strangers, None),
+        ("gone", found.gone, None),
+    ]
+    numbers = ("RECEIVED", "DELIVERED", "TUNNELLED", "DROPPED", "BALANCE", "SENT", "ICMP ERRORS", "KERNEL DROPS")
+    table = _table(out, "SOURCE", *numbers, right=numbers)
+    for source, tally, drops in tallies:
+        fate = (tally.received_packets, tally.delivered_packets, tally.tunnelled_packets, sum(tally.dropped.values()))
+        counts = _numbers(out, *fate, tally.balance, tally.sent_packets, tally.icmp_errors)
+        style = "bold red" if tally.balance else ""
+        table.add_row(source, *counts, "-" if drops is None else _number(out, drops), style=style)
+    out.print(table)
+    reasons = [(source, reason, n) for source, tally, _ in tallies for reason, n in sorted(tally.dropped.items()) if n]
+    if reasons:
+        out.print()
+        table = _table(out, "DROPPED FROM", "REASON", "PACKETS", right=("PACKETS",))
+        for source, reason, packets in reasons:
+            table.add_row(source, reason, _number(out, packets))
+        out.print(table)
+    out.print()
+    socket_drops, suppressed = _numbers(out, found.socket_drops, found.icmp_suppressed)
+    out.print(f"kernel drops at the underlay socket: {socket_drops}; ICMP errors not sent (rate limit): {suppressed}")
+
+
+def event(out: Console, found: Event) -> None:
+    """Show one event in a line."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.at_s))
+    about = " ".join(filter(None, (str(found.key) if found.key else "", found.node)))
+    out.print("  ".join(filter(None, (f"{found.sequence:>6}  {when}  {found.kind:<15}", about, found.message))))
+
+
+def _table(out: Console, *columns: str, right: Sequence[str] = (), heading: bool = True) -> Table:
+    style = box.SIMPLE_HEAD if out.is_terminal else None
+    table = Table(box=style, pad_edge=False, show_header=heading, header_style="bold")
+    for column in columns:
+        # Addresses and names are for copying: they are folded on a narrow terminal, never cut.
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _list(items: Iterable[str]) -> str:
+    return ", ".join(items) or "-"
+
+
+def _numbers(out: Console, *values: int) -> list[str]:
+    return [_number(out, value) for value in values]
+
+
+def _number(out: Console, value: int) -> str:
+    return f"{value:,}" if out.is_terminal else str(value)
+
+
+def _duration(seconds: float) -> str:
+    whole = max(0, int(seconds))
+    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
