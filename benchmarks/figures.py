@@ -57,7 +57,9 @@ class Figures:
     titles: dict[str, str] = field(default_factory=dict)
     """Contender to what the report calls it, in its order."""
     notes: list[str] = field(default_factory=list)
-    """What was left out or went wrong, for people."""
+    """What was left out, for people."""
+    failures: list[str] = field(default_factory=list)
+    """What went wrong, for people."""
 
     def add(self, metric: Metric, contender: str, value: float) -> None:
         """Take the next round's value."""
@@ -85,6 +87,7 @@ class Figures:
             "settings": self.settings,
             "titles": self.titles,
             "notes": self.notes,
+            "failures": self.failures,
             "metrics": {key: self._metric_to_json(metric) for key, metric in self.metrics.items()},
         }
 
@@ -109,7 +112,7 @@ class Figures:
             raise ValueError(f"no result of this benchmark (format {document.get('format')!r}, not {FORMAT})")
         figures = cls(
             machine=document["machine"], settings=document["settings"], titles=document["titles"],
-            notes=document["notes"],
+            notes=document["notes"], failures=document["failures"],
         )  # fmt: skip
         for key, entry in document["metrics"].items():
             metric = Metric(key, *(entry[name] for name in ("title", "unit", "group", "higher_is_better", "base")))

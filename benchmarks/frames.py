@@ -71,6 +71,6 @@ TRAFFIC = (
     Traffic("udp64", "UDP 64 B", 64),
     Traffic("udp512", "UDP 512 B", 512),
     Traffic("udp1400", "UDP 1400 B", 1400),
-    Traffic("tso", "TCP super-packet 44 × 1400 B", 44 * MSS_BYTES, TCP, 2),
-    Traffic("uso", "UDP super-packet 44 × 1400 B", 44 * MSS_BYTES, UDP, 2),
+    Traffic("tso", "TCP super-packet", 44 * MSS_BYTES, TCP, 2),
+    Traffic("uso", "UDP super-packet", 44 * MSS_BYTES, UDP, 2),
 )

@@ -31,7 +31,12 @@ ENGINES = {"python": "router.engine.python:PythonEngine"}
 
 _LEGS = {"out": "Pod → wire", "in": "wire → Pod", "beside": "Pod → Pod"}
 METRICS = {
-    (leg, unit): Metric(f"hot_{leg}_{unit}", title, {"kpps": "kpps", "gbps": "Gbit/s"}[unit], "Hot path, one thread")
+    (leg, unit): Metric(
+        f"hot_{leg}_{unit}",
+        title,
+        {"kpps": "kpps", "gbps": "Gbit/s"}[unit],
+        "Hot path, one thread; a super-packet is 44 × 1400 B",
+    )
     for leg, title in _LEGS.items()
     for unit in ("kpps", "gbps")
 }
@@ -141,7 +146,7 @@ class _Rig:
 def measure(figures: Figures, engine: str, traffic: Traffic, seconds: float) -> None:
     """Add one round of one engine and one kind of traffic, each of the two ways getting half the time."""
     name = f"{engine}:{traffic.name}"
-    figures.titles[name] = f"{engine}, {traffic.title}"
+    figures.titles[name] = f"{engine}: {traffic.title}"
     with ExitStack() as stack:
         rig = _Rig(stack, engine)
         rates = rig.across(traffic, seconds / 2) | rig.beside(traffic, seconds / 2)
@@ -172,7 +177,7 @@ def measure_segments(figures: Figures, traffic: Traffic, seconds: float) -> None
         merger.merge(train, 0, merger.run(train, 0, encap, first, shape), encap, first, shape)
 
     name = f"segment:{traffic.name}"
-    figures.titles[name] = f"cut and join alone, {traffic.title}"
+    figures.titles[name] = f"cut, join: {traffic.title}"
     rates = {
         "out": traffic.packets * _rate(lambda: splitter.split(packet, header, vnet, shape), seconds / 2),
         "in": traffic.packets * _rate(join, seconds / 2),

@@ -10,7 +10,7 @@ from benchmarks.figures import Figures, Metric
 from benchmarks.report import HIGHLIGHTED, number
 
 SUFFIXES = (".svg", ".png", ".pdf")
-_GROUPS = ("TCP", "UDP at saturation", "Round trip", "CPU")
+_GROUPS = ("TCP", "UDP at saturation", "Round trip", "CPU time, TCP 1 stream →")
 _COLOURS = {HIGHLIGHTED: "#d1495b", "vxlan": "#30638e", "veth": "#9db4c0"}
 _OTHERS = "#c9c5ba"
 _COLUMNS = 3
@@ -45,8 +45,6 @@ def draw(figures: Figures, path: Path) -> None:
 
 
 def _drawn(figures: Figures, metric: Metric) -> bool:
-    if metric.group == "CPU" and not metric.key.startswith("tcp1_"):
-        return False
     return not metric.key.endswith("_offered") and len(figures.values[metric.key]) > 1
 
 

@@ -32,6 +32,7 @@ def render(figures: Figures) -> RenderableType:
             Text("median [lowest – highest round] · × is the ratio to its base, taken round by round", style="dim")
         )
     parts += [Text(f"note: {note}", style="yellow") for note in figures.notes]
+    parts += [Text(f"failed: {failure}", style="bold red") for failure in figures.failures]
     return Group(*parts)
 
 

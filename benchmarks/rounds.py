@@ -35,7 +35,7 @@ def run(
     figures: Figures, contenders: Sequence[Contender], measures: Sequence[Measure],
     rounds: int, seconds: float, progress: Progress,
 ) -> None:  # fmt: skip
-    """Measure every contender; one that does not come up, or a round that fails, is noted and goes without figures."""
+    """Measure every contender; one that does not come up, or a round that fails, is told of and goes without figures."""
     with ExitStack() as stack:
         networks: dict[str, Network] = {}
         for contender in contenders:
@@ -48,7 +48,7 @@ def run(
                             measure.prepare(attempt, network)
                     stack.push(attempt.pop_all())
             except (CommandFailed, MeasureFailed) as error:
-                figures.notes.append(f"{contender.name} did not come up: {error}")
+                figures.failures.append(f"{contender.name} did not come up: {error}")
                 continue
             networks[contender.name] = network
             figures.titles[contender.name] = contender.title
@@ -67,7 +67,7 @@ def _measure_once(figures: Figures, measure: Measure, name: str, network: Networ
     try:
         found = measure.run(network, seconds)
     except (MeasureFailed, CommandFailed, OSError) as error:
-        figures.notes.append(f"{measure.title}, {name}: {error}")
+        figures.failures.append(f"{measure.title}, {name}: {error}")
         found = {metric.key: math.nan for metric in measure.metrics}
     for metric in measure.metrics:
         if metric.key in found:

@@ -8,7 +8,7 @@ from benchmarks.measures.round_trip import RoundTrip
 from benchmarks.measures.stream import Stream
 
 MEASURES: tuple[Measure, ...] = (
-    Stream("tcp1", "TCP 1 stream →"),
+    Stream("tcp1", "TCP 1 stream →", cpu=True),
     Stream("tcp1r", "TCP 1 stream ←", reverse=True),
     Stream("tcp4", "TCP 4 streams →", 4),
     Stream("tcp4r", "TCP 4 streams ←", 4, reverse=True),

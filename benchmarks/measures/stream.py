@@ -20,7 +20,9 @@ _ATTEMPTS = 5
 class Stream:
     """A number of TCP streams in one direction."""
 
-    def __init__(self, name: str, title: str, streams: int = 1, *, reverse: bool = False, beside: bool = False) -> None:
+    def __init__(
+        self, name: str, title: str, streams: int = 1, *, reverse: bool = False, beside: bool = False, cpu: bool = False
+    ) -> None:
         self.name = name
         self.title = title
         self._streams = streams
@@ -28,9 +30,10 @@ class Stream:
         self._beside = beside
         base = "veth" if beside else "vxlan"
         self._rate = Metric(f"{name}_gbps", title, "Gbit/s", "TCP", base=base)
-        self._router = Metric(f"{name}_router_cpu", f"{title}: routers", "CPU s/GB", "CPU", False)
-        self._machine = Metric(f"{name}_machine_cpu", f"{title}: all", "CPU s/GB", "CPU", False, base)
-        self.metrics = (self._rate, self._router, self._machine)
+        group = f"CPU time, {title}"
+        self._router = Metric(f"{name}_router_cpu", "Routers alone", "CPU s/GB", group, False)
+        self._machine = Metric(f"{name}_machine_cpu", "Whole machine", "CPU s/GB", group, False, base)
+        self.metrics = (self._rate, self._router, self._machine) if cpu else (self._rate,)
 
     def suits(self, network: Network) -> bool:
         """Tell whether there is such a way."""

@@ -1,0 +1,213 @@
+"""The command line: `python -m benchmarks`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from click.core import ParameterSource
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from benchmarks import machine
+from benchmarks.comparison import render_comparison
+from benchmarks.contenders import CONTENDERS
+from benchmarks.figures import Figures
+from benchmarks.measures import MEASURES, QUICK
+from benchmarks.namespace import sweep
+from benchmarks.plan import ACCEPTANCE, NEEDS_ROOT, PODS, SECTIONS, Plan
+from benchmarks.plot import SUFFIXES, draw
+from benchmarks.report import print_report
+
+_CONTENDERS = tuple(contender.name for contender in CONTENDERS)
+_MEASURES = tuple(measure.name for measure in MEASURES)
+_QUICK: dict[str, Any] = {
+    "rounds": 1, "seconds": 1.0, "pods": 40, "contenders": ("podwire", "veth", "vxlan"), "measures": QUICK,
+}  # fmt: skip
+
+HELP = f"""Measure Podwire: its hot path alone, and Pod to Pod beside the kernel and other userspace networks.
+
+All contenders are up at once, each in network namespaces of its own, and take turns on every measure, round
+after round; ratios are taken within a round. So trust the ratios: the absolute figures move with the machine.
+
+\b
+Sections (--only)
+  hot-path    engines over socketpairs and loopback UDP, by packet size;
+              no root needed
+  tables      look-up, building and changing a table of 10, 1,000 and
+              100,000 subnets; no root needed
+  pods        Pod to Pod, across two nodes and on one; needs root
+  acceptance  many Pods on one node, control calls under load, a table of
+              100,000 subnets replaced under traffic; needs root
+
+\b
+Measures of `pods` (--only takes them too)
+  tcp1 tcp1r  one TCP stream there, and back; with the CPU time a gigabyte
+              costs: of the router processes, and of the whole machine
+  tcp4 tcp4r  four streams
+  local       one stream between Pods of the same node
+  udp64       one flow of 64-byte datagrams, sent unpaced by sendmmsg as
+              true single packets; what the receiver's kernel counted
+  udp1400     the same of 1,400 bytes
+  rtt         UDP and ICMP round trips on the idle network, p50 and p99
+
+\b
+Contenders (--contenders)
+  {", ".join(_CONTENDERS)}
+Ratios are to vxlan, those of `local` to veth. What is not installed is left out, and named with the
+apt-get line that brings it; nothing is downloaded.
+
+\b
+Examples
+  sudo python -m benchmarks                       everything, 5 to 8 minutes
+  sudo python -m benchmarks --quick               under 40 seconds
+  python -m benchmarks --only hot-path,tables     without root
+  sudo python -m benchmarks --only tcp1,udp64 --contenders podwire,vxlan --rounds 7
+  sudo python -m benchmarks --json new.json --plot new.svg --compare old.json
+  python -m benchmarks --load new.json --compare old.json
+
+\b
+Exit status: 0 measured, 1 nothing measured or a section failed, 2 wrong use, 130 interrupted. Whatever
+happens, namespaces are removed; those of a run that was killed are removed by the next."""
+
+
+class Names(click.ParamType[tuple[str, ...]]):
+    """Names out of a known set, parted by commas."""
+
+    name = "name,…"
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self._known = known
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Part and check."""
+        if isinstance(value, tuple):
+            return value
+        names = tuple(name.strip() for name in str(value).split(",") if name.strip())
+        for name in names:
+            if name not in self._known:
+                self.fail(f"there is no {name!r}; known are {', '.join(self._known)}", param, ctx)
+        return names
+
+
+@click.command(help=HELP, context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
+@click.option("--only", type=Names(SECTIONS + _MEASURES), default=(), help="Sections and measures to run. [all]")
+@click.option("--contenders", type=Names(_CONTENDERS), default=_CONTENDERS, show_default="all",
+              help="Who is measured Pod to Pod.")  # fmt: skip
+@click.option("--rounds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Turns of everybody.")
+@click.option("--seconds", type=click.FloatRange(0.2, 600), default=2.0, show_default=True,
+              help="Length of one measure; iperf3 rounds to whole seconds.")  # fmt: skip
+@click.option("--pods", type=click.IntRange(2, 250), default=200, show_default=True,
+              help="Pods attached to one node by `acceptance`.")  # fmt: skip
+@click.option("--quick", is_flag=True, help="One short round of the main measures, for CI; other options still hold.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Write all values, medians, ratios and facts of the machine.")  # fmt: skip
+@click.option("--plot", "plot_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Draw the figures between Pods; .svg, .png or .pdf.")  # fmt: skip
+@click.option("--compare", "old_path", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="OLD.json",
+              help="Show how each ratio changed since an earlier --json.")  # fmt: skip
+@click.option("--load", "load_path", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+              help="Measure nothing: report, plot and compare an earlier --json.")  # fmt: skip
+@click.pass_context
+def main(
+    ctx: click.Context, only: tuple[str, ...], contenders: tuple[str, ...], rounds: int, seconds: float, pods: int,
+    quick: bool, json_path: Path | None, plot_path: Path | None, old_path: Path | None, load_path: Path | None,
+) -> None:  # fmt: skip
+    if plot_path is not None and plot_path.suffix not in SUFFIXES:
+        raise click.UsageError(f"--plot {plot_path}: the file's name must end in one of {', '.join(SUFFIXES)}")
+    for path in (json_path, plot_path):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise click.UsageError(f"{path}: there is no directory {path.absolute().parent}")
+    old = _load(old_path) if old_path else None
+    console = Console()
+    if load_path is not None:
+        figures = _load(load_path)
+    else:
+        chosen = {"contenders": contenders, "rounds": rounds, "seconds": seconds, "pods": pods, "measures": _MEASURES}
+        if quick:
+            given = {name for name in chosen if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+            chosen |= {name: value for name, value in _QUICK.items() if name not in given}
+        figures = _measure(_plan(only, chosen), console)
+    print_report(figures, console)
+    if json_path is not None:
+        json_path.write_text(json.dumps(figures.to_json(), indent=1, ensure_ascii=False) + "\n")
+        console.print(f"wrote {json_path}")
+    if plot_path is not None:
+        try:
+            draw(figures, plot_path)
+        except ValueError as error:
+            raise click.ClickException(f"--plot: {error}") from error
+        console.print(f"wrote {plot_path}")
+    if old is not None:
+        console.print(render_comparison(old, figures))
+    if not figures.metrics or figures.failures:
+        sys.exit(1)
+
+
+def _plan(only: tuple[str, ...], chosen: dict[str, Any]) -> Plan:
+    sections = tuple(name for name in SECTIONS if name in only) if only else SECTIONS
+    measures = tuple(name for name in only if name in _MEASURES)
+    if measures:
+        chosen["measures"] = measures
+        sections = tuple(name for name in SECTIONS if name in sections or name == PODS)
+    refused = [name for name in sections if name in NEEDS_ROOT] if os.geteuid() else []
+    if refused:
+        if only:
+            raise click.ClickException(f"{', '.join(refused)} needs root, for its namespaces: run this with sudo")
+        sections = tuple(name for name in sections if name not in NEEDS_ROOT)
+        click.echo(
+            f"not root: only {', '.join(sections)} can be measured; run with sudo for {', '.join(refused)}", err=True
+        )
+    plan = Plan(sections, **chosen)
+    if missing := plan.missing_tools():
+        raise click.ClickException(
+            f"{', '.join(missing)} not installed: apt-get install {' '.join(dict.fromkeys(missing.values()))}"
+        )
+    return plan
+
+
+def _measure(plan: Plan, console: Console) -> Figures:
+    figures = Figures(
+        machine=machine.describe(plan.contenders if PODS in plan.sections else ()),
+        settings={"sections": plan.sections, "rounds": plan.rounds, "seconds": plan.seconds, "pods": plan.pods},
+    )
+    if set(plan.sections) & {PODS, ACCEPTANCE} and (removed := sweep()):
+        console.print(f"removed what a killed run had left: {', '.join(removed)}", style="dim")
+    signal.signal(signal.SIGTERM, _interrupt)
+    columns = (SpinnerColumn(), BarColumn(24), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True, refresh_per_second=2) as progress:
+        task = progress.add_task("", total=plan.steps())
+
+        def tell(text: str) -> None:
+            progress.update(task, advance=1, description=text, refresh=True)
+            if not console.is_terminal:
+                console.print(text, style="dim", highlight=False)
+
+        try:
+            plan.run(figures, tell)
+        except KeyboardInterrupt:
+            progress.stop()
+            console.print("interrupted; everything set up was taken down")
+            sys.exit(130)
+    return figures
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _load(path: Path) -> Figures:
+    try:
+        return Figures.from_json(json.loads(path.read_text()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise click.ClickException(f"{path} cannot be read as a result of --json: {error}") from error
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks")
