@@ -1,0 +1,111 @@
+"""The wheel holds exactly the two packages, starts in a fresh venv, and the lock covers what it asks for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import site
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "results")
+
+
+def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=60, check=False, cwd=cwd, env=env
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel from a copy of the tree, with the setuptools that is here: no network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT, folder / "source", ignore=NOT_SOURCE)
+    offline = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation")
+    run(sys.executable, "-m", "pip", "wheel", *offline, "-w", folder, folder / "source")
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_exactly_the_two_packages(wheel: Path) -> None:
+    assert wheel.name == "podwire-0.1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        top_level = archive.read("podwire-0.1.0.dist-info/top_level.txt").decode().split()
+    assert top_level == ["router", "shim"]
+    expected = {
+        str(path.relative_to(ROOT))
+        for package in ("router", "shim")
+        for path in (ROOT / package).rglob("*")
+        if path.suffix in {".py", ".pyi"} or path.name == "py.typed"
+    }
+    assert {name for name in names if not name.startswith("podwire-0.1.0.dist-info/")} == expected
+    assert {"router/py.typed", "shim/py.typed", "router/rpc/v1/router_pb2.pyi"} <= expected
+    assert "podwire-0.1.0.dist-info/licenses/LICENSE" in names
+
+
+def test_every_package_has_its_init() -> None:
+    for package in ("router", "shim"):
+        folders = {path.parent for path in (ROOT / package).rglob("*.py")}
+        assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_the_command_starts_in_a_fresh_venv(wheel: Path, tmp_path: Path) -> None:
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path)
+    python = tmp_path / "bin/python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
+    # Dependencies come from here. A path in a .pth file brings no editable install along.
+    (folder,) = tmp_path.glob("lib/python*/site-packages")
+    (folder / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    clean = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    said = run(tmp_path / "bin/podwire", "--version", cwd=tmp_path, env=clean)
+    assert "0.1.0" in said
+    places = run(python, "-c", "import router, shim; print(router.__file__, shim.__file__)", cwd=tmp_path, env=clean)
+    assert all(Path(place).is_relative_to(tmp_path) for place in places.split())
+
+
+def test_dependencies_are_bounded_and_locked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert not any("://" in line or "@" in line for line in lines), "a lock names versions, never hosts"
+    pins = [Requirement(line) for line in lines]
+    locked = {
+        canonicalize_name(pin.name): str(pin.specifier) for pin in pins if pin.marker is None or pin.marker.evaluate()
+    }
+    assert all(version.startswith("==") for version in locked.values())
+    for text in (*project["dependencies"], *(text for extra in extras for text in extra)):
+        requirement = Requirement(text)
+        name = canonicalize_name(requirement.name)
+        assert name in locked, f"constraints.txt does not lock {name}"
+        assert requirement.specifier.contains(locked[name].removeprefix("==")), f"{text} against {locked[name]}"
+        if not name.startswith("types-"):
+            assert any(part.operator == "<" for part in requirement.specifier), f"{text} has no upper bound"
+
+
+def test_what_is_tested_is_what_is_locked() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = [Requirement(line) for line in lines]
+    strays = {}
+    for pin in pins:
+        if pin.marker is not None and not pin.marker.evaluate():
+            continue
+        try:
+            version = importlib.metadata.version(pin.name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # of an extra that is not installed here
+        if not pin.specifier.contains(version):
+            strays[pin.name] = version
+    assert strays == {}, "installed, but not as constraints.txt has it; run: make setup"
