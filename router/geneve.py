@@ -56,7 +56,13 @@ class Encapsulation(NamedTuple):
 
 
 def encode(
-    vni: int, ip_version: int, flags: int = 0, csum_offset: int = 0, csum_start: int = 0, frame_id: int = 0, index: int = 0
+    vni: int,
+    ip_version: int,
+    flags: int = 0,
+    csum_offset: int = 0,
+    csum_start: int = 0,
+    frame_id: int = 0,
+    index: int = 0,
 ) -> bytes:
     """Return the 20-byte header with Podwire's option."""
     return _FULL.pack(

@@ -72,6 +72,12 @@ class Ipam:
                 pool.rest(Resting(interface.ip, key, now_s))
         return granted
 
+    def withdraw(self, key: AttachmentKey) -> None:
+        """Take back addresses that nobody came to use: they need no rest."""
+        for interface in self._held.pop(key, ()):
+            if pool := self._owner(interface.ip):
+                pool.held.pop(int(interface.ip), None)
+
     def restore(
         self, held: Mapping[AttachmentKey, tuple[Interface, ...]], resting: Iterable[Resting]
     ) -> tuple[Interface, ...]:

@@ -18,6 +18,8 @@ T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
 OWN = "/proc/self/ns/net"
 """The namespace the router itself lives in: the node's."""
+OWN_THREAD = "/proc/thread-self/ns/net"
+"""The namespace of the calling thread."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -30,7 +32,9 @@ def inside(netns_path: str, work: Callable[[], T]) -> T:
     try:
         fd = os.open(netns_path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise Refusal(Kind.INVALID, f"cannot open network namespace {netns_path}: {error.strerror}; does it exist?") from None
+        raise Refusal(
+            Kind.INVALID, f"cannot open network namespace {netns_path}: {error.strerror}; does it exist?"
+        ) from None
     try:
         return _in_thread(lambda: _enter(fd, netns_path), work)
     finally:

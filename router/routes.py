@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from ipaddress import ip_network
 
 from router.engine.interface import Snapshot
+from router.ipam import node_address
 from router.model import NextHop, Prefix, SubnetTable, Zone
 from router.table import ForwardingTable
 
@@ -30,8 +31,10 @@ NEVER_CARRIED: tuple[Prefix, ...] = tuple(
 
 def snapshot(table: SubnetTable, self_name: str, networks: tuple[Prefix, ...], egress: bool) -> Snapshot:
     """Build what an engine needs to know from a table that passed `subnets.check`. Takes 0.2 to 0.4 s for 100,000 nodes."""
+    own = tuple(subnet for node in table.nodes if node.name == self_name for subnet in node.subnets)
+    addresses = tuple(node_address(subnet).ip for subnet in own)
     peers = tuple(NextHop(node.name, node.endpoint, node.offload) for node in table.nodes if node.name != self_name)
-    return Snapshot(table.version, ForwardingTable(_entries(table, self_name, networks, peers)), peers, egress)
+    return Snapshot(table.version, ForwardingTable(_entries(table, self_name, networks, peers)), peers, egress, addresses)
 
 
 def _entries(

@@ -85,7 +85,7 @@ def shape_of(packet: memoryview, header: IpHeader, csum_start: int, csum_offset:
     else:
         return None
     # An IPv6 packet may have extension headers before csum_start; they are copied to every segment as they are.
-    if csum_start == header.header_bytes and header.protocol != protocol or csum_start + minimum > len(packet):
+    if (csum_start == header.header_bytes and header.protocol != protocol) or csum_start + minimum > len(packet):
         return None
     if header.version == 4 and csum_start != header.header_bytes:
         return None
@@ -195,7 +195,12 @@ class Splitter:
                 self._layouts.clear()
             header_bytes = encap_bytes + shape.header_bytes
             rows = self._layouts[key] = _Rows(
-                self._out, header_bytes + gso_size, header_bytes, encap_bytes + shape.l4 + 4, gso_size, self._max_segments
+                self._out,
+                header_bytes + gso_size,
+                header_bytes,
+                encap_bytes + shape.l4 + 4,
+                gso_size,
+                self._max_segments,
             )
         return rows
 
@@ -257,8 +262,12 @@ class Splitter:
         self._frame_id = (self._frame_id + 1) & 0xFFFF
         return bytearray(
             geneve.encode(
-                self._vni, header.version, geneve.PARTIAL_CHECKSUM | geneve.SEGMENT,
-                shape.csum_offset, shape.l4, self._frame_id,
+                self._vni,
+                header.version,
+                geneve.PARTIAL_CHECKSUM | geneve.SEGMENT,
+                shape.csum_offset,
+                shape.l4,
+                self._frame_id,
             )  # fmt: skip
         )
 
@@ -294,9 +303,7 @@ class Merger:
         self._patterns: dict[tuple[int, Shape, int, bool], _Pattern] = {}
         self._steps = np.arange(MAX_PACKET_BYTES, dtype=np.uint32)
 
-    def run(
-        self, train: Train, at: int, encap: geneve.Encapsulation, header: IpHeader, shape: Shape
-    ) -> int:
+    def run(self, train: Train, at: int, encap: geneve.Encapsulation, header: IpHeader, shape: Shape) -> int:
         """Return how many datagrams from byte `at` of the train on make one super-packet; 1 when only the first.
 
         `encap`, `header` and `shape` are those of the datagram at `at`, already checked.
@@ -333,9 +340,7 @@ class Merger:
         rows = np.frombuffer(train.datagrams, np.uint8, full * step, at).reshape(full, step)[:, :headers]
         differs = (rows[1:] ^ rows[0]) & pattern.same
         if shape.is_tcp:
-            sequence = np.ndarray(
-                (full,), ">u4", train.datagrams, at + encap.header_bytes + shape.l4 + 4, (step,)
-            )
+            sequence = np.ndarray((full,), ">u4", train.datagrams, at + encap.header_bytes + shape.l4 + 4, (step,))
             breaks = sequence[1:] - sequence[0] != self._steps[payload_bytes : full * payload_bytes : payload_bytes]
             if not differs.any() and not breaks.any():
                 return full

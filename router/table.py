@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-
 from typing import Generic, TypeVar
 
 from router.model import Prefix

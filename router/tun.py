@@ -11,7 +11,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import pytun
@@ -27,6 +27,7 @@ from router.segment import MAX_TRAIN_BYTES
 _TUNSETOFFLOAD = 0x400454D0  # linux/if_tun.h
 _TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6, _TUN_F_TSO_ECN, _TUN_F_USO4, _TUN_F_USO6 = 1, 2, 4, 8, 0x20, 0x40
 _ADDR_GEN_NONE = 1  # IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
+_IFF_MULTICAST = 0x1000  # linux/if.h
 _TUNSETPERSIST = 0x400454CB
 _LARGEST_HEADERS_BYTES = 72
 """IPv6 + TCP with timestamps: what an MTU loses to headers in a segment."""
@@ -67,15 +68,38 @@ def reopen(netns_path: str, if_name: str, dress: Dress, offloads: Offloads) -> i
         with IPRoute() as ip:
             if not ip.link_lookup(ifname=if_name):
                 raise Refusal(Kind.NOT_FOUND, f"interface {if_name} in {netns_path} is gone")
-        fd = _open(if_name, offloads, exclusive=False)
-        try:
-            _put_on(if_name, dress)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+        with _explained(f"interface {if_name} in {netns_path}"):
+            fd = _open(if_name, offloads, exclusive=False)
+            try:
+                _put_on(if_name, dress)
+            except BaseException:
+                os.close(fd)
+                raise
+            return fd
 
     return netns.inside(netns_path, work)
+
+
+def redress(netns_path: str, if_name: str, dress: Dress, gone: tuple[Interface, ...]) -> None:
+    """Change what a TUN wears: `gone` addresses are taken off, the rest is put on. Raise Refusal(STATE)."""
+
+    def work() -> None:
+        with _explained(f"interface {if_name} in {netns_path}"):
+            _put_on(if_name, dress)
+            with IPRoute() as ip:
+                (index,) = ip.link_lookup(ifname=if_name)
+                for interface in gone:
+                    ip.addr("del", index=index, address=str(interface.ip), prefixlen=interface.max_prefixlen)
+
+    netns.inside(netns_path, work)
+
+
+def discard(fd: int) -> None:
+    """Delete the TUN behind an fd by closing it, wherever its namespace is; one that is gone already is no error."""
+    with suppress(OSError):
+        fcntl.ioctl(fd, _TUNSETPERSIST, 0)
+    with suppress(OSError):
+        os.close(fd)
 
 
 def remove(netns_path: str, if_name: str) -> None:
@@ -139,8 +163,7 @@ def _create(netns_path: str, if_name: str, dress: Dress, offloads: Offloads) -> 
         try:
             _put_on(if_name, dress)
         except BaseException:
-            fcntl.ioctl(fd, _TUNSETPERSIST, 0)  # TUNSETPERSIST off: the device goes with its fd
-            os.close(fd)
+            discard(fd)
             raise
         return fd
 
@@ -163,8 +186,9 @@ def _open(if_name: str, offloads: Offloads, exclusive: bool) -> int:
         set_offload(fd, offloads)
     except BaseException:
         if exclusive:
-            fcntl.ioctl(fd, _TUNSETPERSIST, 0)
-        os.close(fd)
+            discard(fd)
+        else:
+            os.close(fd)
         raise
     return fd
 
@@ -187,7 +211,13 @@ def _put_on(if_name: str, dress: Dress) -> None:
     with IPRoute() as ip:
         (index,) = ip.link_lookup(ifname=if_name)
         # Without a link-local address the kernel sends no router solicitations, which nobody here answers.
-        ip.link("set", index=index, IFLA_AF_SPEC={"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_NONE)]})]})
+        ip.link(
+            "set",
+            index=index,
+            IFLA_AF_SPEC={"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_NONE)]})]},
+        )
+        # Nor does it report multicast groups over a link that carries none.
+        ip.link("set", index=index, flags=0, change=_IFF_MULTICAST)
         gso_bytes = gso_max_bytes(dress.mtu_bytes)
         ip.link(
             "set", index=index, mtu=dress.mtu_bytes, state="up", txqlen=TX_QUEUE_FRAMES,
@@ -226,5 +256,3 @@ def _explained(what: str) -> Iterator[None]:
         raise Refusal(Kind.STATE, f"cannot set up {what}: {os.strerror(error.code)}") from None
     except OSError as error:
         raise Refusal(Kind.STATE, f"cannot set up {what}: {error.strerror}") from None
-
-

@@ -106,7 +106,15 @@ class Egress:
         tally.received_bytes += packet_bytes
 
     def _forward(
-        self, port: Port, view: View, way: Way, header: IpHeader, vnet: VnetHeader, shape: Shape | None, at: int, end: int
+        self,
+        port: Port,
+        view: View,
+        way: Way,
+        header: IpHeader,
+        vnet: VnetHeader,
+        shape: Shape | None,
+        at: int,
+        end: int,
     ) -> int:
         """Send one frame on its way; return where the next may be read."""
         packet_at = at + _HEADER
@@ -282,7 +290,5 @@ class Egress:
             for train in self._splitter.split(packet, header, vnet, shape, offload=False):
                 for start in range(0, len(train.datagrams), train.segment_bytes):
                     inner = train.datagrams[start + geneve.BASE_BYTES : start + train.segment_bytes]
-                    outcome = (
-                        self.exceptions.forward_in_fragments(inner, None, way, view, target.mtu_bytes) or outcome
-                    )
+                    outcome = self.exceptions.forward_in_fragments(inner, None, way, view, target.mtu_bytes) or outcome
         self._settle(port.tallies[EGRESS], outcome, packets, local=way.port is not None)

@@ -1,7 +1,7 @@
 """The slow path: packets that are not simply forwarded, and the packets a router itself makes about them.
 
-    refused   → drop counted → ICMP error, if the RFCs ask for one and the rate allows → towards the source
-    oversize  → IPv4 fragments → onwards
+refused   → drop counted → ICMP error, if the RFCs ask for one and the rate allows → towards the source
+oversize  → IPv4 fragments → onwards
 """
 
 from __future__ import annotations
@@ -30,8 +30,12 @@ class Exceptions:
         self._sender = sender
         self._thread = thread
         self._rate = RateLimit(settings.icmp_errors_per_s, settings.icmp_errors_per_s)
-        self._router = Origin(addresses=frozenset(address.packed for address in settings.node_addresses))
         self.suppressed = 0
+
+    @staticmethod
+    def now_s() -> float:
+        """Return a monotonic time."""
+        return time.monotonic()
 
     def refuse(
         self, source: Party, view: View, packet: memoryview, reason: DropReason, packets: int = 1, mtu_bytes: int = 0
@@ -39,10 +43,10 @@ class Exceptions:
         """Count `packets` as dropped, and tell the sender by ICMP about the one at hand."""
         tally = source.tallies[self._thread]
         tally.drop(reason, packets)
-        if not self._rate.allow(source, time.monotonic()):
+        if not self._rate.allow(source, self.now_s()):
             self.suppressed += 1
             return
-        error = make_error(bytes(packet), reason, self._settings.node_addresses, mtu_bytes)
+        error = make_error(bytes(packet), reason, view.snapshot.node_addresses, mtu_bytes)
         if error is not None and self.emit(error, view) is None:
             tally.icmp_errors += 1
 
@@ -67,7 +71,8 @@ class Exceptions:
         header = parse_ip(packet, 0, len(packet))
         if header is None:
             return DropReason.MALFORMED
-        way = view.way(header.addresses, self._router)
+        router = Origin(addresses=frozenset(address.packed for address in view.snapshot.node_addresses))
+        way = view.way(header.addresses, router)
         return way.verdict.reason or self._send(packet, way)
 
     def _send(self, packet: bytes, way: Way) -> DropReason | None:

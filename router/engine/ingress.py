@@ -1,10 +1,10 @@
 """Into the Pods: from the underlay socket to TUN fds. One thread.
 
-    receive a train (UDP_GRO) → a known peer?
-      → each datagram: Geneve header → IP header → does the peer own the inner source? → verdict, remembered by flow
-      → TCP or UDP with partial checksum: how many datagrams after it continue it? join them into one super-packet
-      → take a hop, write the frame to the TUN
-      → else: the slow path
+receive a train (UDP_GRO) → a known peer?
+→ each datagram: Geneve header → IP header → does the peer own the inner source? → verdict, remembered by flow
+→ TCP or UDP with partial checksum: how many datagrams after it continue it? join them into one super-packet
+→ take a hop, write the frame to the TUN
+→ else: the slow path
 """
 
 from __future__ import annotations

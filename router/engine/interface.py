@@ -21,7 +21,6 @@ from router.model import (
     Endpoint,
     NextHop,
     Offloads,
-    Prefix,
     Tally,
     Verdict,
     Zone,
@@ -46,6 +45,8 @@ class Snapshot:
     peers: tuple[NextHop, ...] = ()
     egress: bool = True
     """Whether Pods may reach what lies outside the cluster, through the node."""
+    node_addresses: tuple[Address, ...] = ()
+    """The node's overlay addresses: it answers to them and sends ICMP errors from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +54,6 @@ class EngineSettings:
     """What an engine is told once."""
 
     vni: int = 1
-    node_addresses: tuple[Address, ...] = ()
-    """The node's overlay addresses: it answers to them and sends ICMP errors from them."""
-    networks: tuple[Prefix, ...] = ()
-    """The cluster range."""
     mtu_bytes: int = 1452
     """Overlay MTU: the largest inner packet the underlay carries."""
     overhead_bytes: int = 48

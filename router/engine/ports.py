@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from router.decide import Origin, Place, decide_addresses
 from router.engine.interface import Snapshot
-from router.model import NODE_KEY, Address, Attachment, AttachmentKey, Endpoint, NextHop, Tally, Verdict
+from router.model import NODE_KEY, Attachment, AttachmentKey, Endpoint, NextHop, Tally, Verdict
 
 EGRESS, INGRESS = 0, 1
 """The two threads. Each counts in a tally of its own, so that no count needs a lock."""
@@ -51,10 +51,8 @@ class Port(Party):
 
     __slots__ = ("attachment", "fd", "is_node", "lost")
 
-    def __init__(self, attachment: Attachment, fd: int, node_addresses: Iterable[Address] = ()) -> None:
-        addresses = frozenset(
-            [interface.ip.packed for interface in attachment.addresses] + [address.packed for address in node_addresses]
-        )
+    def __init__(self, attachment: Attachment, fd: int) -> None:
+        addresses = frozenset(interface.ip.packed for interface in attachment.addresses)
         super().__init__(Origin(attachment.key, addresses), attachment.mtu_bytes)
         self.attachment = attachment
         self.fd = fd
@@ -75,7 +73,6 @@ class Peer(Party):
         self.sockaddr = (str(next_hop.endpoint.address), next_hop.endpoint.port)
         self.segmenting = True
         """Whether trains go out by UDP_SEGMENT; off once its interface has refused one."""
-
 
     def lower_mtu(self, mtu_bytes: int, now_s: float) -> None:
         """Take the path for smaller than it was, for ten minutes (RFC 1191 section 6.3)."""

@@ -1,8 +1,8 @@
 """The Python engine: the reference, always there. Two loops over the same attachments and peers, one a direction.
 
-    egress.py   TUN fds → table → TUN fd | socket        loop.py        the thread both run in
-    ingress.py  socket  → table → TUN fd                 sender.py      trains to the socket
-    ports.py    attachments, peers, the view of a batch  exceptions.py  the slow path: ICMP errors, fragments
+egress.py   TUN fds → table → TUN fd | socket        loop.py        the thread both run in
+ingress.py  socket  → table → TUN fd                 sender.py      trains to the socket
+ports.py    attachments, peers, the view of a batch  exceptions.py  the slow path: ICMP errors, fragments
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from router.engine.interface import EngineCounters, EngineSettings, Host, Snapsh
 from router.engine.loop import Loop
 from router.engine.ports import Party, Peer, Port, View
 from router.engine.sender import Sender
-from router.model import NODE_KEY, Attachment, AttachmentKey, Endpoint, Tally, Verdict
+from router.model import Attachment, AttachmentKey, Endpoint, Tally, Verdict
 from router.packet import Buffer, parse_ip
 
 T = TypeVar("T")
@@ -101,8 +101,7 @@ class PythonEngine:
         with self._changing:
             if attachment.key in self._ports:
                 raise ValueError(f"attachment {attachment.key} is there already")
-            own = self._settings.node_addresses if attachment.key == NODE_KEY else ()
-            port = Port(attachment, fd, own)
+            port = Port(attachment, fd)
             self._ports[attachment.key] = port
             self._swap_ports()
             self._ports_by_fd[fd] = port
@@ -187,5 +186,3 @@ class PythonEngine:
             return int(struct.unpack_from("=I", memory, 4 * _SK_MEMINFO_DROPS)[0])
         except OSError:
             return 0
-
-

@@ -55,9 +55,7 @@ class Sender:
             outcome = self._send(train.datagrams[at : at + train.segment_bytes], [], peer) or outcome
         return outcome
 
-    def _send(
-        self, datagrams: memoryview, control: list[tuple[int, int, bytes]], peer: Peer
-    ) -> DropReason | None:
+    def _send(self, datagrams: memoryview, control: list[tuple[int, int, bytes]], peer: Peer) -> DropReason | None:
         while True:
             try:
                 self._socket.sendmsg((datagrams,), control, socket.MSG_DONTWAIT, peer.sockaddr)

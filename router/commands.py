@@ -1,0 +1,144 @@
+"""`podwire router`: run the daemon."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import click
+
+from router.errors import Refusal
+
+_SWITCH = click.Choice(["auto", "on", "off"])
+
+
+@click.group("router")
+def router() -> None:
+    """Run the router daemon of this node, or take what it made off the node."""
+
+
+@router.command("run")
+@click.option("--node", metavar="NAME", help="This node's name in the subnet table.")
+@click.option("--network", "network", metavar="CIDR", multiple=True, help="Cluster range; repeat for IPv4 and IPv6.")
+@click.option("--underlay", metavar="ADDR[:PORT]", help="Where other routers reach this one. Port 6081 unless given.")
+@click.option("--subnets", "subnets", metavar="FILE", help="Subnet table in TOML; re-read when it changes.")
+@click.option("--socket", "socket", metavar="PATH", help="Control socket. [default: /run/podwire/router.sock]")
+@click.option("--state-dir", metavar="DIR", help="Journal of addresses and attachments. [default: /var/lib/podwire]")
+@click.option("--engine", metavar="NAME", help="What carries the packets: auto or python. [default: auto]")
+@click.option("--config", "config_file", metavar="FILE", type=click.Path(path_type=Path), help="Settings in TOML.")
+@click.option("--vni", metavar="N", help="Network id on the wire; the same on all nodes. [default: 1]")
+@click.option("--mtu-bytes", metavar="BYTES", help="Overlay MTU. [default: the underlay's less the tunnel's headers]")
+@click.option("--egress/--no-egress", default=None, help="Let Pods reach what is outside the cluster. [default: yes]")
+@click.option("--masquerade/--no-masquerade", default=None, help="… with the node's address. [default: yes]")
+@click.option("--address-rest-s", metavar="S", help="Rest of a freed address before another Pod gets it. [default: 60]")
+@click.option("--tun-tso", "offloads__tun_tso", type=_SWITCH, help="TCP super-packets on TUNs. [default: auto]")
+@click.option("--tun-uso", "offloads__tun_uso", type=_SWITCH, help="UDP super-packets on TUNs. [default: auto]")
+@click.option("--tun-checksum", "offloads__tun_checksum", type=_SWITCH, help="Partial checksums. [default: auto]")
+@click.option("--udp-segment", "offloads__udp_segment", type=_SWITCH, help="Trains sent at once. [default: auto]")
+@click.option("--udp-gro", "offloads__udp_gro", type=_SWITCH, help="Trains received at once. [default: auto]")
+@click.option(
+    "--max-segments", "offloads__max_segments", metavar="N", help="Most datagrams in a train. [default: kernel's]"
+)
+@click.option("--listen", "tls__listen", metavar="ADDR:PORT", help="Also serve control over TCP, with mutual TLS only.")
+@click.option("--tls-cert", "tls__cert", metavar="FILE", help="Certificate (PEM) for --listen.")
+@click.option("--tls-key", "tls__key", metavar="FILE", help="Its private key (PEM).")
+@click.option(
+    "--tls-client-ca", "tls__ca", metavar="FILE", help="Authority that signed the clients' certificates (PEM)."
+)
+@click.option("--log-level", "log__level", metavar="LEVEL", help="debug, info, warning or error. [default: info]")
+@click.option("--log-format", "log__format", metavar="FORMAT", help="text or json. [default: text]")
+def run(config_file: Path | None, **flags: object) -> None:
+    """Run the router daemon of this node in the foreground.
+
+    It carries packets between this node's Pods and over UDP tunnels to the routers of other nodes, and is told what to
+    do over its control socket. Every setting can also stand in --config FILE or the environment (PODWIRE_NODE, …); flags
+    go before environment, environment before file.
+
+    \b
+    Example, on node alpha:
+      podwire router run --node alpha --network 10.32.0.0/16 --network fd00:32::/48 \\
+          --underlay 192.0.2.1 --subnets /etc/podwire/subnets.toml
+
+    \b
+    The subnet table is the same file on all nodes:
+      [[node]]
+      name = "alpha"
+      endpoint = "192.0.2.1"
+      subnets = ["10.32.1.0/24", "fd00:32:0:1::/64"]
+
+    SIGTERM and SIGINT end it; Pods keep their interfaces and addresses, and the next router takes them up.
+    Exit status: 0 ended by a signal, 1 could not start, 2 wrong flags.
+    """
+    try:
+        _run(flags, config_file)
+    except Refusal as refusal:
+        raise click.ClickException(refusal.message) from None
+
+
+@router.command("clean")
+@click.option("--state-dir", metavar="DIR", default="/var/lib/podwire", show_default=True, help="Its state directory.")
+def clean(state_dir: str) -> None:
+    """Take what a router that no longer runs has left off this node.
+
+    Removes every Pod interface in its journal, podwire0, the masquerade rules and the journal itself. Refused while the
+    router runs.
+    """
+    from router.cleaning import clean as clean_node
+
+    try:
+        for line in clean_node(Path(state_dir).absolute()):
+            click.echo(line)
+    except Refusal as refusal:
+        raise click.ClickException(refusal.message) from None
+
+
+def _run(flags: dict[str, object], config_file: Path | None) -> None:
+    from router import rights
+    from router.config import load_settings
+
+    flags = {name.replace("__", "."): value for name, value in flags.items()}
+    for name in ("subnets", "socket", "state_dir", "tls.cert", "tls.key", "tls.ca"):
+        if isinstance(path := flags.get(name), str):
+            flags[name] = str(Path(path).absolute())
+    settings = load_settings(flags, os.environ, config_file)
+    _log_to_stderr(settings.log_level, settings.log_format)
+    rights.check()
+
+    from router.control import serve
+    from router.daemon import Daemon
+    from router.listen import TcpListener
+
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    tls = settings.tls
+    tcp = (
+        TcpListener(str(tls.listen.address), tls.listen.port, str(tls.cert), str(tls.key), str(tls.ca)) if tls else None
+    )
+    daemon = Daemon(settings)
+    try:
+        server = serve(daemon, socket_path=str(settings.socket_path), tcp=tcp)
+        server.start()
+        logging.getLogger("router").info("control at unix:%s", settings.socket_path)
+        ended.wait()
+        server.stop()
+    finally:
+        daemon.close()
+
+
+def _log_to_stderr(level: str, form: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    if form == "json":
+        from router.logs import JsonFormatter
+
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logging.getLogger("router").setLevel(level.upper())

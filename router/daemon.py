@@ -1,0 +1,287 @@
+"""The daemon: what people and runtimes asked for, made true on this node.
+
+    journal → subnet table → engine with its routes → podwire0 → attachments of the last run → control
+
+It owns every fd and every thread but the engine's own; `control` only translates.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Collection
+from contextlib import ExitStack
+from dataclasses import fields
+from importlib import metadata
+from pathlib import Path
+
+from router import routes, selftest, underlay
+from router.attachments import Attachments
+from router.config import Settings, Switch
+from router.engine.choose import choose
+from router.engine.interface import Engine, EngineSettings
+from router.errors import Kind, Refusal
+from router.events import EventKind, EventLog
+from router.journal import Identity, Journal
+from router.links import local_prefixes, mtu_of
+from router.model import NODE_KEY, Attachment, AttachmentKey, Endpoint, Node, Offloads, SubnetTable
+from router.status import AttachRequest, Counters, Status
+from router.subnets.check import overlap_with_local
+from router.subnets.file import FileSource
+from router.subnets.tables import Tables
+from router.uplink import Uplink, node_interfaces
+
+_log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """One router. Made running; `close` ends it and leaves every device as it is for the next."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Start everything, or raise Refusal with nothing left behind."""
+        self._settings = settings
+        self._started_at_s = time.time()
+        self._notes: list[str] = []
+        self.events = EventLog()
+        engine_name, factory = choose(settings.engine)
+        with ExitStack() as undo:
+            overlap_with_local(settings.networks, local_prefixes(besides=NODE_KEY.if_name))
+            self._mtu_bytes = self._overlay_mtu()
+            self._offloads = self._test_offloads()
+            self._journal = Journal(settings.state_dir / "router.db")
+            undo.callback(self._journal.close)
+            self._epoch = self._identify()
+            self._tables = Tables(settings, self._journal, self._apply)
+            self._source = FileSource(settings.subnets_file) if settings.subnets_file else None
+            first = self._first_table()
+            socket = underlay.open_underlay(settings.underlay, self._offloads)
+            undo.callback(socket.close)
+            self._engine: Engine = factory(
+                EngineSettings(
+                    vni=settings.vni,
+                    mtu_bytes=self._mtu_bytes,
+                    overhead_bytes=underlay.overhead_bytes(settings.underlay),
+                    offloads=self._offloads,
+                ),
+                self._snapshot(first),
+                socket,
+                self,
+            )
+            self._attachments = Attachments(
+                self._journal, self._engine, self.events, self._mtu_bytes, self._offloads, settings.address_rest_s
+            )
+            undo.callback(self._attachments.close)
+            self._uplink = Uplink(
+                settings.networks, self._mtu_bytes, self._offloads, settings.egress, settings.masquerade
+            )
+            undo.callback(self._uplink.close)
+            self._attachments.restore(self._tables.own_subnets(first))
+            self._note(self._uplink.apply(self._tables.own_subnets(first), self._engine))
+            undo.callback(self._engine.stop)
+            self._engine.start()
+            if self._source is not None:
+                undo.callback(self._source.stop)
+                self._source.start(self._take_table, self._refuse_table)
+            self._undo = undo.pop_all()
+        _log.info(
+            "node %s: engine %s, underlay %s, overlay MTU %d, subnets %s",
+            settings.node, engine_name, settings.underlay, self._mtu_bytes,
+            ", ".join(map(str, self._tables.own_subnets())) or "none yet",
+        )  # fmt: skip
+        self.events.record(EventKind.STARTED, f"engine {engine_name}", node=settings.node)
+
+    def close(self) -> None:
+        """End every thread and let go of every fd; devices, addresses and rules stay for the next router."""
+        self.events.record(EventKind.STOPPING, node=self._settings.node)
+        self._undo.close()
+        self.events.close()
+
+    # Start
+
+    def _overlay_mtu(self) -> int:
+        overhead = underlay.overhead_bytes(self._settings.underlay)
+        most = mtu_of(self._settings.underlay.address) - overhead
+        wanted = self._settings.mtu_bytes or most
+        if wanted > most:
+            raise Refusal(
+                Kind.INVALID,
+                f"--mtu-bytes {wanted} does not fit: the underlay interface carries {most + overhead}, "
+                f"the tunnel adds {overhead}; use {most} or less",
+            )
+        least = 1280 if any(network.version == 6 for network in self._settings.networks) else 576
+        if wanted < least:
+            raise Refusal(
+                Kind.INVALID,
+                f"the overlay MTU would be {wanted}, and must be {least} at least for this cluster range: "
+                f"raise the underlay interface's MTU to {least + overhead}",
+            )
+        return wanted
+
+    def _test_offloads(self) -> Offloads:
+        """Apply the switches, then let the self-test switch off what does not work."""
+        switches = self._settings.offloads
+        names = [entry.name for entry in fields(Offloads) if entry.name != "max_segments"]
+        wanted = Offloads(
+            **{name: getattr(switches, name) is not Switch.OFF for name in names},
+            max_segments=switches.max_segments or Offloads().max_segments,
+        )
+        found, notes = selftest.probe(wanted)
+        for name in names:
+            if getattr(switches, name) is Switch.ON and not getattr(found, name):
+                why = next((note for note in notes if note.startswith(name)), "")
+                raise Refusal(Kind.STATE, f"offload {name} must be on, but does not work here: {why}; set it to auto")
+        self._note(notes)
+        return found
+
+    def _identify(self) -> str:
+        """Say whose journal it is, refuse another node's, and begin a new epoch of counters."""
+        name, epoch = self._settings.node, str(uuid.uuid4())
+        known = self._journal.node()
+        if known is not None and known.name != name:
+            raise Refusal(
+                Kind.STATE,
+                f"state directory {self._settings.state_dir} belongs to node {known.name!r}, this is {name!r}: "
+                "use another --state-dir, or remove it if that node is no more",
+            )
+        self._journal.set_node(Identity(name, known.epoch if known else str(uuid.uuid4()), epoch))
+        return epoch
+
+    def _first_table(self) -> SubnetTable:
+        """Return the table to start with: the file's, or if that is bad, the last one that was in force."""
+        if self._source is None:
+            return self._tables.current
+        try:
+            return self._tables.prepare(self._source.read())
+        except Refusal as refusal:
+            if not self._tables.current.nodes:
+                raise
+            self._refuse_table(refusal.message)
+            return self._tables.current
+
+    def _note(self, notes: Collection[str]) -> None:
+        for note in notes:
+            _log.warning("%s", note)
+        self._notes.extend(notes)
+
+    # Subnet table
+
+    def _snapshot(self, table: SubnetTable) -> routes.Snapshot:
+        return routes.snapshot(table, self._settings.node, self._settings.networks, self._settings.egress)
+
+    def _apply(self, table: SubnetTable) -> None:
+        """Put a checked table into force."""
+        own = self._tables.own_subnets(table)
+        snapshot = self._snapshot(table)
+        self._note(self._uplink.apply(own, self._engine))
+        self._attachments.set_subnets(own)
+        self._engine.replace_routes(snapshot)
+        message = f"version {table.version}, {len(table.nodes)} nodes"
+        _log.info("subnet table: %s", message)
+        self.events.record(EventKind.TABLE_CHANGED, message, node=self._settings.node)
+
+    def _take_table(self, nodes: tuple[Node, ...]) -> None:
+        self._tables.adopt(nodes)
+
+    def _refuse_table(self, message: str) -> None:
+        self._tables.error = message
+        _log.error("subnet table refused, the last one stays in force: %s", message)
+        self.events.record(EventKind.TABLE_REFUSED, message, node=self._settings.node)
+
+    def subnets(self) -> SubnetTable:
+        """Return the table in force."""
+        return self._tables.current
+
+    def replace_subnets(self, nodes: tuple[Node, ...], expected_version: int | None) -> SubnetTable:
+        """Replace the table whole. Raise Refusal: CONFLICT when the version has moved, STATE when a file rules."""
+        return self._tables.replace(nodes, expected_version)
+
+    def upsert_subnets(self, node: Node) -> SubnetTable:
+        """Add or replace one node of the table."""
+        return self._tables.upsert(node)
+
+    def remove_subnets(self, name: str) -> SubnetTable:
+        """Take one node out of the table."""
+        return self._tables.remove(name)
+
+    # Attachments
+
+    def attach(self, request: AttachRequest) -> Attachment:
+        """Give a Pod its interface. Idempotent."""
+        return self._attachments.attach(request)
+
+    def detach(self, key: AttachmentKey) -> bool:
+        """Take it away; False when there was none."""
+        return self._attachments.detach(key)
+
+    def sync(self, live: Collection[AttachmentKey]) -> tuple[AttachmentKey, ...]:
+        """Release all but the live set."""
+        return self._attachments.sync(live)
+
+    def attachments(self) -> tuple[Attachment, ...]:
+        """Return every attachment."""
+        return self._attachments.list()
+
+    # Reports
+
+    def counters(self) -> Counters:
+        """Return what the engine and the kernel counted."""
+        drops = self._attachments.ring_drops() | self._uplink.ring_drops()
+        return Counters(self._engine.counters(), drops, self._epoch)
+
+    def status(self) -> Status:
+        """Return this router at a glance."""
+        table = self._tables.current
+        own = self._tables.own_subnets()
+        lost = tuple(f"attachment {key} lost its device; detach it" for key in sorted(self._attachments.lost()))
+        return Status(
+            node=self._settings.node,
+            engine=self._engine.name,
+            version=metadata.version("podwire"),
+            started_at_s=self._started_at_s,
+            networks=self._settings.networks,
+            subnets=own,
+            node_addresses=tuple(interface.ip for interface in node_interfaces(own)),
+            endpoint=self._settings.underlay,
+            mtu_bytes=self._mtu_bytes,
+            vni=self._settings.vni,
+            offloads=self._offloads,
+            notes=(*self._notes, *lost),
+            attachments=len(self._attachments.list()),
+            peers=sum(node.name != self._settings.node for node in table.nodes),
+            table_version=table.version,
+            table_age_s=self._tables.age_s,
+            free_addresses=self._attachments.free(),
+            resident_bytes=_resident_bytes(),
+            table_error=self._tables.error,
+        )
+
+    # What the engine asks and tells (engine.interface.Host)
+
+    def path_mtu(self, endpoint: Endpoint) -> int:
+        """Return the kernel's path MTU to an endpoint; the smallest any path has when it cannot say."""
+        try:
+            return underlay.path_mtu(self._settings.underlay, endpoint)
+        except OSError:
+            return self._mtu_bytes
+
+    def attachment_lost(self, key: AttachmentKey, why: str) -> None:
+        """Note a device that is gone."""
+        self._attachments.lose(key, why)
+
+    def offload_failed(self, feature: str, why: str) -> None:
+        """Note an offload that failed at run time."""
+        self._note([f"{feature} is off: {why}"])
+        self.events.record(EventKind.OFFLOAD_OFF, f"{feature}: {why}", node=self._settings.node)
+
+    def engine_failed(self, why: str) -> None:
+        """Note a bug of the engine's."""
+        _log.error("engine: %s", why)
+        self.events.record(EventKind.ENGINE_ERROR, why, node=self._settings.node)
+
+
+def _resident_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,87 @@
+"""Let Pods out of the cluster through the node: forwarding switched on, sources masqueraded by nftables.
+
+Only towards destinations outside the cluster range: between Pods and nodes no address is ever translated. One nftables
+table of our own, replaced whole in one transaction, so that a rule somebody deleted is back after a restart.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from router.errors import Kind, Refusal
+from router.model import NODE_KEY, Prefix
+
+_TABLE = "inet podwire"
+_FAMILY_WORD = {4: "ip", 6: "ip6"}
+_FORWARDING = {4: Path("/proc/sys/net/ipv4/ip_forward"), 6: Path("/proc/sys/net/ipv6/conf/all/forwarding")}
+
+
+def enable(subnets: tuple[Prefix, ...], networks: tuple[Prefix, ...]) -> tuple[str, ...]:
+    """Masquerade what leaves the cluster from these subnets; return notes on what was changed on the node.
+
+    Raise Refusal(STATE) when nftables is missing or refuses.
+    """
+    _nft(ruleset(subnets, networks))
+    return forward(subnets)
+
+
+def forward(subnets: tuple[Prefix, ...]) -> tuple[str, ...]:
+    """Switch the node's forwarding on for the families of the subnets; return notes on what was changed."""
+    notes = []
+    for version in sorted({subnet.version for subnet in subnets}):
+        switch = _FORWARDING[version]
+        try:
+            if switch.read_text().strip() == "0":
+                switch.write_text("1\n")
+                notes.append(f"IPv{version} forwarding was off on this node; switched on ({switch})")
+        except OSError as error:
+            notes.append(f"IPv{version} forwarding cannot be switched on ({switch}: {error.strerror}): no egress")
+    return tuple(notes)
+
+
+def disable() -> None:
+    """Remove our nftables table; no error when it, or nftables, is not there."""
+    try:
+        _nft(f"table {_TABLE}\ndelete table {_TABLE}\n")
+    except Refusal:
+        return
+
+
+def ruleset(subnets: tuple[Prefix, ...], networks: tuple[Prefix, ...]) -> str:
+    """Return the nftables script: our table replaced whole."""
+    rules = []
+    for version, word in _FAMILY_WORD.items():
+        inside = [str(prefix) for prefix in networks if prefix.version == version]
+        own = [str(prefix) for prefix in subnets if prefix.version == version]
+        if own and inside:
+            rules.append(
+                f"        {word} saddr {{ {', '.join(own)} }} {word} daddr != {{ {', '.join(inside)} }} "
+                f'oifname != "{NODE_KEY.if_name}" masquerade'
+            )
+    return "\n".join(
+        [
+            f"table {_TABLE}",
+            f"delete table {_TABLE}",
+            f"table {_TABLE} {{",
+            "    chain postrouting {",
+            "        type nat hook postrouting priority srcnat; policy accept;",
+            *rules,
+            "    }",
+            "}",
+            "",
+        ]
+    )
+
+
+def _nft(script: str) -> None:
+    try:
+        done = subprocess.run(["nft", "-f", "-"], input=script, text=True, capture_output=True, timeout=10, check=False)
+    except FileNotFoundError:
+        raise Refusal(
+            Kind.STATE, "nft is not installed, and masquerading needs it: install nftables, or run with --no-masquerade"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise Refusal(Kind.STATE, "nft did not answer within 10 s; is another program holding its lock?") from None
+    if done.returncode:
+        raise Refusal(Kind.STATE, f"nftables refused the masquerade rules: {done.stderr.strip().splitlines()[0]}")

@@ -1,0 +1,86 @@
+"""The node as an attachment: TUN `podwire0` in the node's own namespace, and the way out of the cluster.
+
+Through it nodes reach Pods and Pods reach nodes with their own addresses; what leaves the cluster is the kernel's to
+forward, masqueraded.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from router import masquerade, netns, tun
+from router.engine.interface import Engine
+from router.errors import Kind, Refusal
+from router.ipam import node_address
+from router.model import NODE_KEY, Attachment, AttachmentKey, Interface, Offloads, Prefix
+
+
+class Uplink:
+    """Keeps podwire0 and the masquerade rules as the node's subnets want them. The caller locks."""
+
+    def __init__(
+        self, networks: tuple[Prefix, ...], mtu_bytes: int, offloads: Offloads, egress: bool, masquerading: bool
+    ) -> None:
+        self._networks = networks
+        self._mtu_bytes = mtu_bytes
+        self._offloads = offloads
+        self._egress = egress
+        self._masquerading = masquerading
+        self._fd = -1
+        self._subnets: tuple[Prefix, ...] | None = None
+
+    def apply(self, subnets: tuple[Prefix, ...], engine: Engine) -> tuple[str, ...]:
+        """Make podwire0 carry the first address of each subnet; return notes on what was changed on the node.
+
+        Raise Refusal when the kernel does not allow it; podwire0 is then as it was.
+        """
+        if subnets == self._subnets or (not subnets and self._fd < 0):
+            return ()
+        addresses = node_interfaces(subnets)
+        gone = set(node_interfaces(self._subnets or ())) - set(addresses)
+        dress = tun.Dress(addresses, (), self._networks, self._mtu_bytes, self._offloads.max_segments)
+        if self._fd < 0:
+            self._fd = self._open(dress)
+        else:
+            tun.redress(netns.OWN, NODE_KEY.if_name, dress, tuple(gone))
+            engine.detach(NODE_KEY)
+        engine.attach(Attachment(NODE_KEY, netns.OWN, addresses, self._mtu_bytes), self._fd)
+        self._subnets = subnets
+        if not self._egress:
+            masquerade.disable()
+            return ()
+        if self._masquerading:
+            return masquerade.enable(subnets, self._networks)
+        return masquerade.forward(subnets)
+
+    def _open(self, dress: tun.Dress) -> int:
+        """Take over the podwire0 an earlier router left, or make it."""
+        try:
+            return tun.reopen(netns.OWN, NODE_KEY.if_name, dress, self._offloads)
+        except Refusal as refusal:
+            if refusal.kind is not Kind.NOT_FOUND:
+                raise
+        return tun.create(netns.OWN, NODE_KEY.if_name, dress, self._offloads)
+
+    def ring_drops(self) -> dict[AttachmentKey, int]:
+        """Return what the kernel dropped at podwire0's full ring."""
+        return {NODE_KEY: tun.ring_drops(netns.OWN, NODE_KEY.if_name)} if self._fd >= 0 else {}
+
+    def close(self) -> None:
+        """Let go of podwire0, which stays with its addresses for the next router."""
+        if self._fd >= 0:
+            with suppress(OSError):
+                os.close(self._fd)
+            self._fd = -1
+
+
+def remove() -> None:
+    """Take podwire0 and the masquerade rules off this node."""
+    tun.remove(netns.OWN, NODE_KEY.if_name)
+    masquerade.disable()
+
+
+def node_interfaces(subnets: tuple[Prefix, ...]) -> tuple[Interface, ...]:
+    """Return the node's address in each of its subnets."""
+    return tuple(node_address(subnet) for subnet in subnets)
