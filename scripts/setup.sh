@@ -26,7 +26,7 @@ run_quietly() {
     if ! "$@" 2>&1 </dev/null | tee "$log" | show_progress "$pattern"; then
         printf '%s\n' "--- the last lines of $log:" >&2
         tail -n 15 "$log" >&2
-        die "$what: failed. ${remedy:-Mend what it says above, then run this again.}"
+        die "$what: failed, for the reason above. ${remedy:-Mend it, then run this again.}"
     fi
     rm -f "$log"
     say "  done in $((SECONDS - started)) s"
@@ -73,7 +73,7 @@ install_packages() {
         die "these Debian packages' commands are missing, and there is no apt-get here: ${packages[*]}. Install them as this system does it, then run this again."
     ((EUID == 0)) || die "these Debian packages are missing: ${packages[*]}. Run this again as root, or: sudo apt-get install ${packages[*]}"
     export DEBIAN_FRONTEND=noninteractive
-    local remedy="See whether this machine reaches its Debian mirror: apt-get update"
+    local remedy="Is it the network? See whether this answers: apt-get update"
     run_quietly "reading Debian's package lists" . apt-get -o DPkg::Lock::Timeout=120 update
     run_quietly "installing Debian packages: ${packages[*]}" '^(Unpacking|Setting up) ' \
         apt-get -o DPkg::Lock::Timeout=120 install --yes --no-install-recommends "${packages[@]}"
@@ -92,7 +92,7 @@ Debian 12 has it (apt-get install python3 python3-venv), or name one: PYTHON=/pa
 }
 
 install_project() {
-    local remedy="See whether this machine reaches a Python package index: $VENV/bin/pip download --no-deps click"
+    local remedy="Is it the network? See whether this answers: $VENV/bin/pip download --no-deps -d /tmp click"
     run_quietly "installing Podwire and its Python packages${extras:+, with $extras}" '^ *(Collecting|Building|Installing) ' \
         "$VENV/bin/python" -m pip install --disable-pip-version-check --root-user-action ignore \
         --constraint constraints.txt --editable ".${extras:+[$extras]}"
