@@ -60,7 +60,7 @@ missing_packages() {
 find_python() {
     local python
     for python in ${PYTHON:-python3 /usr/bin/python3 python3.14 python3.13 python3.12 python3.11}; do
-        if "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        if "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
             "$python" -c 'import sys; print(sys._base_executable)' # of a venv: what it was made from
             return
         fi
