@@ -34,7 +34,9 @@ def snapshot(table: SubnetTable, self_name: str, networks: tuple[Prefix, ...], e
     own = tuple(subnet for node in table.nodes if node.name == self_name for subnet in node.subnets)
     addresses = tuple(node_address(subnet).ip for subnet in own)
     peers = tuple(NextHop(node.name, node.endpoint, node.offload) for node in table.nodes if node.name != self_name)
-    return Snapshot(table.version, ForwardingTable(_entries(table, self_name, networks, peers)), peers, egress, addresses)
+    return Snapshot(
+        table.version, ForwardingTable(_entries(table, self_name, networks, peers)), peers, egress, addresses
+    )
 
 
 def _entries(

@@ -277,11 +277,25 @@ def test_an_almost_full_subnet_is_not_scanned() -> None:
     assert time.perf_counter() - started_s < 2
 
 
-def test_a_huge_subnet_forgets_what_it_meets_again_anyway() -> None:
-    addresses = ipam("fd00::/64", rest_s=0)
-    seen = set()
-    for number in range(70_000):
-        (interface,) = addresses.allocate(key(1), (), number)
-        addresses.release(key(1), number)
-        seen.add(interface)
-    assert len(seen) == 70_000
+def test_a_subnet_forgets_only_what_it_meets_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.ipam._REMEMBERED", 5)
+    addresses = ipam("10.1.0.0/27", rest_s=0)  # 29 addresses for Pods
+    for lap in range(3):
+        seen = set()
+        for number in range(29):
+            seen.update(addresses.allocate(key(number), (), lap))
+            assert sum(addresses.free(lap).values()) == 28 - number
+        assert len(seen) == 29
+        with pytest.raises(Refusal, match="29 held"):
+            addresses.allocate(key(99), (), lap)
+        for number in range(29):
+            addresses.release(key(number), lap)
+
+
+def test_withdrawn_addresses_are_free_at_once() -> None:
+    addresses = ipam("10.1.0.0/30", "fd00::/64")
+    for _ in range(3):
+        assert str(addresses.allocate(key(1), (), 0)[0]) == "10.1.0.2/30"
+        addresses.withdraw(key(1))
+        assert addresses.held() == {}
+        assert addresses.resting(0) == ()
