@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_interface
 
 from router.errors import Kind, Refusal
@@ -124,7 +124,7 @@ class Ipam:
 
     def _wake(self, now_s: float) -> None:
         for pool in self._pools:
-            pool.wake(now_s - self._rest_s)
+            pool.wake(now_s, self._rest_s)
 
     def _pool_for(self, address: Address, key: AttachmentKey, now_s: float) -> _Pool:
         """Return the pool in which the key may have just that address."""
@@ -227,11 +227,16 @@ class _Pool:
         self.held.pop(number, None)
         self.resting[number] = entry
 
-    def wake(self, released_before_s: float) -> None:
-        """Queue what was released at or before that time."""
+    def wake(self, now_s: float, rest_s: float) -> None:
+        """Queue what has rested."""
         while self.resting:
             number, entry = next(iter(self.resting.items()))
-            if entry.released_at_s > released_before_s:
+            if entry.released_at_s > now_s:
+                # A wall clock was set back: let it all rest from now, instead of until the clock has caught up.
+                for later, other in self.resting.items():
+                    self.resting[later] = replace(other, released_at_s=now_s)
+                return
+            if now_s - entry.released_at_s < rest_s:
                 return
             del self.resting[number]
             self._rested[number] = None

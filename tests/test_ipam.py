@@ -299,3 +299,14 @@ def test_withdrawn_addresses_are_free_at_once() -> None:
         addresses.withdraw(key(1))
         assert addresses.held() == {}
         assert addresses.resting(0) == ()
+
+
+def test_a_clock_set_back_does_not_keep_addresses_from_waking() -> None:
+    addresses = ipam("10.1.0.0/29", rest_s=60)
+    for number in range(5):
+        addresses.allocate(key(number), (), 10_000)
+    addresses.release(key(0), 10_000)
+    addresses.release(key(1), 10_010)
+    assert addresses.free(100) == {ip_network("10.1.0.0/29"): 0}
+    assert addresses.free(159) == {ip_network("10.1.0.0/29"): 0}
+    assert addresses.free(160) == {ip_network("10.1.0.0/29"): 2}
