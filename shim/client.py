@@ -184,7 +184,9 @@ class Client:
             yield
         except grpc.RpcError as error:
             code, message = error.code().name, " ".join((error.details() or "").split())
-            if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED") and (why := self._unreachable()):
+            # A path that can be no socket's is INTERNAL to gRPC.
+            if code in _EXIT_STATUS and (why := self._unreachable()):
+                code = "UNAVAILABLE"
                 message = f"cannot reach the router at unix:{self.socket_path}: {why}"
                 message += "; is `podwire router run` running? (--socket PATH, or PODWIRE_SOCKET)"
             elif code == "DEADLINE_EXCEEDED":
@@ -224,15 +226,16 @@ def _reader(kind: Hashable, name: str, hint: Any) -> Callable[[Any], Any]:
     if kind is Event and name == "kind":
         return lambda message: _event_kind(message.kind)
     if get_origin(hint) is tuple and is_dataclass(get_args(hint)[0]):
-        inner = get_args(hint)[0]
+        inner: Any = get_args(hint)[0]
         return lambda message: tuple(_read(inner, each) for each in getattr(message, name))
     if get_origin(hint) in (tuple, dict):
         return lambda message: get_origin(hint)(getattr(message, name))
     if get_origin(hint) is types.UnionType:
-        known = get_args(hint)[0]
+        known: Any = get_args(hint)[0]
         return lambda message: _read(known, getattr(message, name)) if message.HasField(name) else None
     if is_dataclass(hint):
-        return lambda message: _read(hint, getattr(message, name))
+        whole: Any = hint
+        return lambda message: _read(whole, getattr(message, name))
     return lambda message: getattr(message, name)
 
 

@@ -116,7 +116,9 @@ def event(out: Console, found: Event) -> None:
     """Show one event in a line."""
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.at_s))
     about = " ".join(filter(None, (str(found.key) if found.key else "", found.node)))
-    out.print("  ".join(filter(None, (f"{found.sequence:>6}  {when}  {found.kind:<15}", about, found.message))))
+    out.print(
+        "  ".join(filter(None, (f"{found.sequence:>6}  {when}  {found.kind:<15}", about, found.message))).rstrip()
+    )
 
 
 def _table(out: Console, *columns: str, right: Sequence[str] = (), heading: bool = True) -> Table:
