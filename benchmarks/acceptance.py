@@ -1,10 +1,204 @@
-"""Placeholder."""
+"""What the router promises beside throughput, measured on a lab of two nodes.
 
-from benchmarks.figures import Figures
+crowd    many Pods attach to one node, each call timed; memory and idle CPU with all of them there;
+         20 more attach beside a flow that must lose nothing
+control  calls answered while 64-byte datagrams saturate the node; every packet lost must be in a counter
+table    a subnet table of 100,000 replaces one of two beside a flow that must lose nothing
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.contenders.interface import Way
+from benchmarks.cpu import read_cpu_time
+from benchmarks.figures import Figures, Metric, percentile
+from benchmarks.measures.flow import Flow
+from benchmarks.namespace import CommandFailed, Namespace
 from benchmarks.rounds import Progress
 
-STEPS = 0
+if TYPE_CHECKING:
+    from shim.client import Client
+    from shim.lab.lab import Lab
+    from shim.lab.node import LabNode
+
+STEPS = 4
+WHO = "podwire"
+_MORE_PODS = 20
+_GENTLE_PPS = 5_000
+"""What the flow carries that must lose nothing: a tenth of what an engine can."""
+_IDLE_OF_SECONDS = 2.5
+_SUBNETS = 100_000
+_WIDE_RANGE = "10.128.0.0/9"
+_WIDE_BITS, _WIDE_FIRST = 26, (10 << 24) + (128 << 16)
+_FAR_UNDERLAY_FIRST = (172 << 24) + (16 << 16)
+_TABLE_TIMEOUT_S = 60
+
+
+def _metric(key: str, title: str, unit: str, part: str, bound: float = math.nan) -> Metric:
+    return Metric(f"acceptance_{key}", title, unit, f"Acceptance: {part}", False, bound=bound)
+
+
+_CROWD = "many Pods on a node"
+PODS = _metric("pods", "Pods", "", _CROWD)
+ATTACH_P50 = _metric("attach_p50_ms", "Attach p50", "ms", _CROWD, 30)
+ATTACH_P95 = _metric("attach_p95_ms", "Attach p95", "ms", _CROWD)
+DETACH_P50 = _metric("detach_p50_ms", "Detach p50", "ms", _CROWD)
+RESIDENT = _metric("resident_mb", "Resident", "MB", _CROWD, 150)
+IDLE = _metric("idle_cpu_percent", "Idle CPU", "%", _CROWD, 0.5)
+DISTURBED = _metric("attach_lost", f"Lost, {_MORE_PODS} more", "packets", _CROWD, 0)
+_CONTROL = "control calls under 64 B saturation"
+CALL_P50 = _metric("call_p50_ms", "Call p50", "ms", _CONTROL)
+CALL_MAX = _metric("call_max_ms", "Call worst", "ms", _CONTROL, 100)
+LOST = _metric("flood_lost", "Lost", "%", _CONTROL)
+UNEXPLAINED = _metric("flood_unexplained", "In no counter", "packets", _CONTROL, 0)
+_TABLE = f"{_SUBNETS:,} subnets put in force"
+SWAP = _metric("table_swap_s", "File to routes", "s", _TABLE)
+SWAP_LOST = _metric("table_lost", "Lost meanwhile", "packets", _TABLE, 0)
+SWAP_RESIDENT = _metric("table_resident_mb", "Resident after", "MB", _TABLE)
 
 
 def run(figures: Figures, pods: int, seconds: float, progress: Progress) -> None:
-    """Nothing yet."""
+    """Bring a lab up, measure each promise, and take it down; what fails is told of in the figures."""
+    from shim.client import ClientError
+    from shim.lab import Lab
+    from shim.lab.errors import LabError
+
+    figures.titles.setdefault(WHO, "Podwire")
+    progress("acceptance: bringing a lab up")
+    try:
+        with Lab(nodes=2, pods=1, router_args=("--network", _WIDE_RANGE)) as lab:
+            told = (ClientError, CommandFailed, OSError)
+            progress(f"acceptance: {pods} Pods on one node")
+            with _told(figures, _CROWD, told):
+                measure_crowd(figures, lab, pods, seconds)
+            progress(f"acceptance: {_CONTROL}")
+            with _told(figures, _CONTROL, told):
+                measure_control(figures, lab, seconds)
+            progress(f"acceptance: {_TABLE}")
+            with _told(figures, _TABLE, told):
+                measure_table(figures, lab)
+    except (LabError, OSError) as error:
+        figures.failures.append(f"acceptance: the lab did not come up: {error}")
+
+
+@contextmanager
+def _told(figures: Figures, title: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    try:
+        yield
+    except errors as error:
+        figures.failures.append(f"acceptance: {title}: {error}")
+
+
+def measure_crowd(figures: Figures, lab: Lab, pods: int, seconds: float) -> None:
+    """Attach Pods one after the other, look at the router, attach more beside a flow, detach all."""
+    node = lab.nodes[0]
+    with ExitStack() as stack:
+        namespaces = [Namespace(stack, f"crowd{index}") for index in range(pods + _MORE_PODS)]
+        client = stack.enter_context(node.client())
+        first, more = namespaces[:pods], namespaces[pods:]
+        attach_ms = [_timed_ms(partial(_attach, client, pod)) for pod in first]
+        figures.add(PODS, WHO, pods)
+        figures.add(ATTACH_P50, WHO, percentile(attach_ms, 50))
+        figures.add(ATTACH_P95, WHO, percentile(attach_ms, 95))
+        figures.add(RESIDENT, WHO, resident_mb(node))
+        figures.add(IDLE, WHO, _idle_percent(node, seconds * _IDLE_OF_SECONDS))
+        with Flow(_way(lab), 64, _GENTLE_PPS) as flow:
+            for pod in more:
+                _attach(client, pod)
+            flow.stop()
+            figures.add(DISTURBED, WHO, flow.sent - flow.arrived)
+        detach_ms = [_timed_ms(partial(client.detach, pod.name, "eth0")) for pod in namespaces]
+        figures.add(DETACH_P50, WHO, percentile(detach_ms, 50))
+
+
+def measure_control(figures: Figures, lab: Lab, seconds: float) -> None:
+    """Call the sending node's router while it is flooded, then see that every packet lost was counted."""
+    before = counted_drops(lab)
+    with lab.nodes[0].client() as client, Flow(_way(lab), 64) as flow:
+        calls_ms: list[float] = []
+        deadline = time.monotonic() + max(1, seconds)
+        while time.monotonic() < deadline:
+            calls_ms += (_timed_ms(client.status), _timed_ms(client.counters))
+        flow.stop()
+        lost = flow.sent - flow.arrived
+        counted = counted_drops(lab) - before
+        figures.add(CALL_P50, WHO, percentile(calls_ms, 50))
+        figures.add(CALL_MAX, WHO, max(calls_ms))
+        figures.add(LOST, WHO, 100 * lost / flow.sent)
+        figures.add(UNEXPLAINED, WHO, lost - counted)
+
+
+def measure_table(figures: Figures, lab: Lab) -> None:
+    """Write a table of 100,000 subnets into the router's file, and wait until it routes by it."""
+    node = lab.nodes[0]
+    table = {each.name: (each.endpoint, [str(subnet) for subnet in each.plan.subnets]) for each in lab.nodes}
+    for index in range(_SUBNETS - len(table)):
+        subnet = f"{_dotted(_WIDE_FIRST + (index << (32 - _WIDE_BITS)))}/{_WIDE_BITS}"
+        table[f"far{index}"] = (_dotted(_FAR_UNDERLAY_FIRST + index), [subnet])
+    with node.client() as client, Flow(_way(lab), 64, _GENTLE_PPS) as flow:
+        version = client.status().table_version
+        start = time.monotonic()
+        lab.write_subnets(table, [node])
+        while client.status().table_version == version:
+            if time.monotonic() > start + _TABLE_TIMEOUT_S:
+                why = client.status().table_error or "the router says nothing"
+                raise CommandFailed(f"not in force after {_TABLE_TIMEOUT_S} s: {why}")
+            time.sleep(0.05)
+        figures.add(SWAP, WHO, time.monotonic() - start)
+        flow.stop()
+        figures.add(SWAP_LOST, WHO, flow.sent - flow.arrived)
+        figures.add(SWAP_RESIDENT, WHO, resident_mb(node))
+
+
+def counted_drops(lab: Lab) -> int:
+    """Return packets that the routers, their TUNs and their sockets say were dropped."""
+    total = 0
+    for node in lab.nodes:
+        with node.client() as client:
+            counters = client.counters()
+        tallies = [counters.strangers, counters.gone]
+        tallies += (attachment.tally for attachment in counters.attachments)
+        tallies += (peer.tally for peer in counters.peers)
+        total += sum(sum(tally.dropped.values()) for tally in tallies)
+        total += sum(attachment.kernel_drops for attachment in counters.attachments) + counters.socket_drops
+    return total
+
+
+def resident_mb(node: LabNode) -> float:
+    """Return the memory of a node's router in MB (proc(5): statm counts pages of 4 KiB here)."""
+    return int(Path("/proc", str(node.pid), "statm").read_text().split()[1]) * 4096 / 1e6
+
+
+def _idle_percent(node: LabNode, seconds: float) -> float:
+    assert node.pid is not None
+    time.sleep(0.5)  # what the last attach still does in the background is not idleness
+    before, start = read_cpu_time([node.pid]), time.monotonic()
+    time.sleep(seconds)
+    return 100 * (read_cpu_time([node.pid]) - before).processes_s / (time.monotonic() - start)
+
+
+def _attach(client: Client, pod: Namespace) -> None:
+    client.attach(pod.name, "eth0", pod.path)
+
+
+def _way(lab: Lab) -> Way:
+    client, server = lab.pods[:2]
+    namespaces = [Namespace.existing(str(pod.netns_path)) for pod in (client, server)]
+    return Way(namespaces[0], namespaces[1], str(server.addresses[0]))
+
+
+def _timed_ms(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _dotted(number: int) -> str:
+    return ".".join(str(byte) for byte in number.to_bytes(4, "big"))

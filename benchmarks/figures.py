@@ -23,6 +23,16 @@ class Metric:
     higher_is_better: bool = True
     base: str = ""
     """The contender every other is divided by; empty when there is none to compare with."""
+    bound: float = math.nan
+    """What Podwire promises: the ratio where there is a base, else the value, is no worse than this. NaN: nothing."""
+    bound_of: str = "podwire"
+    """The contender that promised."""
+
+    def kept(self, value: float) -> bool | None:
+        """Tell whether a value, or ratio, is within the bound; None when there is none."""
+        if math.isnan(self.bound):
+            return None
+        return value >= self.bound if self.higher_is_better else value <= self.bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +112,9 @@ class Figures:
             }  # fmt: skip
         return {
             "title": metric.title, "unit": metric.unit, "group": metric.group,
-            "higher_is_better": metric.higher_is_better, "base": metric.base, "contenders": contenders,
+            "higher_is_better": metric.higher_is_better, "base": metric.base,
+            "bound": None if math.isnan(metric.bound) else metric.bound, "bound_of": metric.bound_of,
+            "contenders": contenders,
         }  # fmt: skip
 
     @classmethod
@@ -115,7 +127,9 @@ class Figures:
             notes=document["notes"], failures=document["failures"],
         )  # fmt: skip
         for key, entry in document["metrics"].items():
-            metric = Metric(key, *(entry[name] for name in ("title", "unit", "group", "higher_is_better", "base")))
+            bound = math.nan if entry["bound"] is None else entry["bound"]
+            words = {name: entry[name] for name in ("title", "unit", "group", "higher_is_better", "base", "bound_of")}
+            metric = Metric(key, bound=bound, **words)
             for contender, found in entry["contenders"].items():
                 for value in found["values"]:
                     figures.add(metric, contender, math.nan if value is None else value)

@@ -7,7 +7,6 @@ Each leg is timed by itself, around `forward` only; what is lost on the way make
 
 from __future__ import annotations
 
-import importlib
 import os
 import socket
 import time
@@ -15,19 +14,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_interface, ip_network
-from typing import cast
 
 from benchmarks.figures import Figures, Metric
 from benchmarks.frames import MSS_BYTES, TRAFFIC, Traffic
 from benchmarks.measures import MeasureFailed
-from router.engine.interface import Engine, EngineFactory, EngineSettings
+from router.engine.choose import available, choose
+from router.engine.interface import Engine, EngineSettings
 from router.model import Attachment, AttachmentKey, Endpoint, Node, Offloads, SubnetTable
 from router.packet import IPV4_BYTES, VNET_BYTES, VnetHeader, parse_ip
 from router.routes import snapshot
 from router.underlay import open_underlay
-
-ENGINES = {"python": "router.engine.python:PythonEngine"}
-"""Engine to what makes it."""
 
 _LEGS = {"out": "Pod → wire", "in": "wire → Pod", "beside": "Pod → Pod"}
 METRICS = {
@@ -85,8 +81,7 @@ class _Rig:
     """Engines of two nodes; two Pods on the first, one on the second."""
 
     def __init__(self, stack: ExitStack, engine: str) -> None:
-        module, name = ENGINES[engine].split(":")
-        factory = cast(EngineFactory, getattr(importlib.import_module(module), name))
+        _, factory = choose(engine)
         sockets = [
             stack.enter_context(open_underlay(Endpoint(IPv4Address("127.0.0.1"), 0), Offloads())) for _ in range(2)
         ]
@@ -222,4 +217,4 @@ def _rate(action: Callable[[], object], seconds: float) -> float:
     return count / spent_s
 
 
-__all__ = ["ENGINES", "METRICS", "TRAFFIC", "measure", "measure_segments"]
+__all__ = ["METRICS", "TRAFFIC", "available", "measure", "measure_segments"]

@@ -92,7 +92,7 @@ class Plan:
     def _hot_path_steps(self, figures: Figures, where: str) -> Iterator[tuple[str, Step]]:
         from benchmarks import hot_path
 
-        for engine in hot_path.ENGINES:
+        for engine in hot_path.available():
             for traffic in hot_path.TRAFFIC:
                 step = _bind(hot_path.measure, figures, engine, traffic, self._short_s)
                 yield f"{where}: engine {engine}, {traffic.title}", step

@@ -10,7 +10,7 @@ from benchmarks.figures import Figures, Metric
 from benchmarks.report import HIGHLIGHTED, number
 
 SUFFIXES = (".svg", ".png", ".pdf")
-_GROUPS = ("TCP", "UDP at saturation", "Round trip", "CPU time, TCP 1 stream →")
+_GROUPS = ("TCP across nodes", "TCP, same node", "UDP at saturation", "Round trip", "CPU time of TCP, 1 stream →")
 _COLOURS = {HIGHLIGHTED: "#d1495b", "vxlan": "#30638e", "veth": "#9db4c0"}
 _OTHERS = "#c9c5ba"
 _COLUMNS = 3
@@ -18,7 +18,12 @@ _COLUMNS = 3
 
 def draw(figures: Figures, path: Path) -> None:
     """Write the picture; the file's suffix says its format. ValueError when there is nothing to draw."""
-    panels = [metric for metric in figures.metrics.values() if metric.group in _GROUPS and _drawn(figures, metric)]
+    panels = [
+        metric
+        for group in _GROUPS
+        for metric in figures.metrics.values()
+        if metric.group == group and _drawn(figures, metric)
+    ]
     if not panels:
         raise ValueError("nothing measured between Pods, so nothing to draw")
     import matplotlib
@@ -28,7 +33,7 @@ def draw(figures: Figures, path: Path) -> None:
 
     names = [name for name in figures.titles if any(name in figures.values[metric.key] for metric in panels)]
     rows = -(-len(panels) // _COLUMNS)
-    height = (0.28 * len(names) + 0.75) * rows + 0.9
+    height = (0.28 * len(names) + 0.9) * rows + 0.9
     figure, axes = plt.subplots(rows, _COLUMNS, figsize=(13, height), squeeze=False, layout="constrained")
     for panel, metric in zip(axes.flat, panels, strict=False):
         _draw_panel(panel, figures, metric, names)
@@ -66,4 +71,4 @@ def _draw_panel(panel: Any, figures: Figures, metric: Metric, names: Sequence[st
     panel.tick_params(axis="x", labelsize=7)
     panel.spines[["top", "right"]].set_visible(False)
     arrow = "more is better" if metric.higher_is_better else "less is better"
-    panel.set_title(f"{metric.title}, {metric.unit} ({arrow})", fontsize=9, loc="left")
+    panel.set_title(f"{metric.group}: {metric.title}\n{metric.unit}, {arrow}", fontsize=9, loc="left")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from rich import box
@@ -9,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.figures import Figures, Metric, Spread
+from benchmarks.figures import Figures, Metric
 
 HIGHLIGHTED = "podwire"
 
@@ -29,7 +30,7 @@ def render(figures: Figures) -> RenderableType:
     )
     if parts[1:]:
         parts.append(
-            Text("median [lowest – highest round] · × is the ratio to its base, taken round by round", style="dim")
+            Text("median, lowest–highest round · × is the ratio to its base, taken round by round", style="dim")
         )
     parts += [Text(f"note: {note}", style="yellow") for note in figures.notes]
     parts += [Text(f"failed: {failure}", style="bold red") for failure in figures.failures]
@@ -49,24 +50,33 @@ def _table(figures: Figures, group: str, metrics: list[Metric]) -> Table:
     bases = sorted({metric.base for metric in metrics if metric.base})
     caption = f"× of {' or '.join(figures.titles.get(base, base) for base in bases)}" if bases else None
     table = Table(title=group, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for metric in metrics:
-        table.add_column(f"{metric.title}\n{metric.unit}", justify="right")
+        table.add_column(f"{metric.title}\n{metric.unit}{_promise(metric)}", justify="right", no_wrap=True)
     present = {name for metric in metrics for name in figures.values[metric.key]}
     for name in sorted(present, key=[*figures.titles, *sorted(present)].index):
-        cells = [_cell(figures.spread(metric.key, name), figures.ratio(metric.key, name)) for metric in metrics]
+        cells = [_cell(figures, metric, name) for metric in metrics]
         table.add_row(figures.titles.get(name, name), *cells, style="bold" if name == HIGHLIGHTED else "")
     return table
 
 
-def _cell(spread: Spread | None, ratio: Spread | None) -> Text:
+def _promise(metric: Metric) -> str:
+    if math.isnan(metric.bound):
+        return ""
+    return f" {'≥' if metric.higher_is_better else '≤'} {metric.bound:g}{'×' if metric.base else ''}"
+
+
+def _cell(figures: Figures, metric: Metric, contender: str) -> Text:
+    spread, ratio = figures.spread(metric.key, contender), figures.ratio(metric.key, contender)
     if spread is None:
         return Text("–", style="dim")
-    text = Text(number(spread.median))
+    kept = metric.kept((ratio or spread).median) if contender == metric.bound_of else None
+    judgement = "" if kept is None else "green" if kept else "red"
+    text = Text(number(spread.median), style="" if ratio else judgement)
     if ratio is not None:
-        text.append(f"  {ratio.median:.2f}×", style="cyan")
+        text.append(f"  {ratio.median:.2f}×", style=judgement or "cyan")
     if spread.low != spread.high:
-        text.append(f"\n[{number(spread.low)} – {number(spread.high)}]", style="dim")
+        text.append(f"\n{number(spread.low)}–{number(spread.high)}", style="dim")
     return text
 
 

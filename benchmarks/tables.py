@@ -14,7 +14,7 @@ from router.routes import snapshot
 SIZES = (10, 1_000, 100_000)
 _BASE = f"subnets:{SIZES[0]}"
 _GROUP = "Subnet table"
-LOOKUP = Metric("table_lookup_ns", "Look-up", "ns", _GROUP, False, _BASE)
+LOOKUP = Metric("table_lookup_ns", "Look-up", "ns", _GROUP, False, _BASE, 1.2, f"subnets:{SIZES[-1]}")
 BUILD = Metric("table_build_ms", "New table built", "ms", _GROUP, False)
 CHANGE = Metric("table_change_ms", "One node more", "ms", _GROUP, False)
 _NETWORK = ip_network("10.0.0.0/7")

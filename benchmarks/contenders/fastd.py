@@ -23,7 +23,7 @@ class Fastd(Tunnel):
     """One fastd a node."""
 
     name = "fastd"
-    title = "fastd, null cipher"
+    title = "fastd, null"
     programs = ("fastd",)
     packages = ("fastd",)
     mtu_bytes = 1471  # 1500 − IPv4 20 − UDP 8 − fastd 1

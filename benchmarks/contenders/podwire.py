@@ -17,7 +17,7 @@ class Podwire:
 
     def __init__(self, engine: str = "python") -> None:
         self.name = "podwire"
-        self.title = f"Podwire, {engine} engine"
+        self.title = f"Podwire {engine}"
         self._engine = engine
 
     def open(self, stack: ExitStack) -> Network:

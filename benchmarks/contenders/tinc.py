@@ -22,7 +22,7 @@ class Tinc(Tunnel):
     """One tincd a node."""
 
     name = "tinc"
-    title = "tinc, no cipher"
+    title = "tinc, null"
     programs = ("tincd",)
     packages = ("tinc",)
     mtu_bytes = 1450  # 1500 − IPv4 20 − UDP 8 − sequence 4, the packet in an Ethernet frame

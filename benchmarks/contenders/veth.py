@@ -12,7 +12,7 @@ class Veth:
     """Pods behind their nodes by veth; the nodes route to each other."""
 
     name = "veth"
-    title = "kernel veth, routed"
+    title = "kernel veth"
     programs = ("ip",)
     packages = ("iproute2",)
 

@@ -17,7 +17,7 @@ class Vxlan:
     """Pods on a bridge cni0; flannel.1 between the nodes. What every ratio is taken to."""
 
     name = "vxlan"
-    title = "kernel VXLAN, as flannel"
+    title = "kernel VXLAN"
     programs = ("ip", "bridge")
     packages = ("iproute2",)
 

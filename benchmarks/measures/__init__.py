@@ -8,11 +8,11 @@ from benchmarks.measures.round_trip import RoundTrip
 from benchmarks.measures.stream import Stream
 
 MEASURES: tuple[Measure, ...] = (
-    Stream("tcp1", "TCP 1 stream →", cpu=True),
-    Stream("tcp1r", "TCP 1 stream ←", reverse=True),
-    Stream("tcp4", "TCP 4 streams →", 4),
-    Stream("tcp4r", "TCP 4 streams ←", 4, reverse=True),
-    Stream("local", "TCP same node", beside=True),
+    Stream("tcp1", "1 stream →", cpu=True, bound=0.35),
+    Stream("tcp1r", "1 stream ←", reverse=True),
+    Stream("tcp4", "4 streams →", 4),
+    Stream("tcp4r", "4 streams ←", 4, reverse=True),
+    Stream("local", "1 stream, same node", beside=True, bound=0.4),
     Flood(64),
     Flood(1400),
     RoundTrip(),

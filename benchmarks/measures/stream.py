@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import time
 from contextlib import ExitStack
@@ -21,16 +22,18 @@ class Stream:
     """A number of TCP streams in one direction."""
 
     def __init__(
-        self, name: str, title: str, streams: int = 1, *, reverse: bool = False, beside: bool = False, cpu: bool = False
-    ) -> None:
+        self, name: str, title: str, streams: int = 1, *,
+        reverse: bool = False, beside: bool = False, cpu: bool = False, bound: float = math.nan,
+    ) -> None:  # fmt: skip
         self.name = name
         self.title = title
         self._streams = streams
         self._reverse = reverse
         self._beside = beside
         base = "veth" if beside else "vxlan"
-        self._rate = Metric(f"{name}_gbps", title, "Gbit/s", "TCP", base=base)
-        group = f"CPU time, {title}"
+        where = "TCP, same node" if beside else "TCP across nodes"
+        self._rate = Metric(f"{name}_gbps", title, "Gbit/s", where, base=base, bound=bound)
+        group = f"CPU time of TCP, {title}"
         self._router = Metric(f"{name}_router_cpu", "Routers alone", "CPU s/GB", group, False)
         self._machine = Metric(f"{name}_machine_cpu", "Whole machine", "CPU s/GB", group, False, base)
         self.metrics = (self._rate, self._router, self._machine) if cpu else (self._rate,)
