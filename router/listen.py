@@ -62,6 +62,16 @@ class TcpListener:
             raise Refusal(Kind.INVALID, f"--tls-ca {self.client_ca_path}: no PEM file: {error}") from None
         return key, cert, client_ca
 
+    def check_free(self) -> None:
+        """Bind and let go, for the cause when it fails: gRPC only logs it. Refusal names it."""
+        try:
+            family, kind, protocol, _, where = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(where)
+        except OSError as error:
+            raise Refusal(Kind.STATE, f"--tls-listen {self}: cannot listen there: {error.strerror}") from None
+
 
 def _pem(flag: str, path: str) -> bytes:
     try:

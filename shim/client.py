@@ -28,6 +28,8 @@ REFUSED, UNAVAILABLE, BUG = 1, 69, 70
 
 _EXIT_STATUS = {"UNAVAILABLE": UNAVAILABLE, "DEADLINE_EXCEEDED": UNAVAILABLE, "INTERNAL": BUG, "UNKNOWN": BUG}
 _MAX_MESSAGE_BYTES = 64 << 20
+_MAX_PATH_BYTES = 107
+"""sizeof(sun_path) - 1, linux/un.h."""
 _OPTIONS = [
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
@@ -62,6 +64,10 @@ class Client:
     def __init__(self, socket_path: str = DEFAULT_SOCKET, timeout_s: float = TIMEOUT_S) -> None:
         """Make a client; it connects with the first call. Waits end after `timeout_s`, those for a table later."""
         self.socket_path = os.path.abspath(socket_path)  # noqa: PTH100 - without resolving links
+        # gRPC would write lines of its own about it to standard error.
+        if (size := len(os.fsencode(self.socket_path))) > _MAX_PATH_BYTES:
+            why = f"the path has {size} bytes, and a Unix socket's at most {_MAX_PATH_BYTES}; use a shorter one"
+            raise ClientError("UNAVAILABLE", f"cannot reach the router at unix:{self.socket_path}: {why}")
         self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(f"unix:{self.socket_path}", options=_OPTIONS)
         self._stub = RouterStub(self._channel)
@@ -184,7 +190,6 @@ class Client:
             yield
         except grpc.RpcError as error:
             code, message = error.code().name, " ".join((error.details() or "").split())
-            # A path that can be no socket's is INTERNAL to gRPC.
             if code in _EXIT_STATUS and (why := self._unreachable()):
                 code = "UNAVAILABLE"
                 message = f"cannot reach the router at unix:{self.socket_path}: {why}"
