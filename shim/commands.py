@@ -179,10 +179,10 @@ def peers(client: Client, as_json: bool) -> None:
 def counters(client: Client, as_json: bool) -> None:
     """Show the fate of every packet, for each Pod and peer, and what was dropped why.
 
-    received = delivered + tunnelled + dropped; the balance is what is missing, and anything but 0 is a bug. SENT is the
-    other direction: written to the Pod, sent to the peer. What the kernel dropped before the router had it, at a TUN's
-    full ring or at the underlay socket, is shown beside and is no part of the balance. "strangers" sent from an address
-    that is no node's; "gone" is the sum of Pods and peers that are no more.
+    received = delivered + tunnelled + dropped; the balance is what is missing, and anything but 0 is a bug. KERNEL is what
+    the kernel dropped at the Pod's TUN because its ring was full; like the drops at the underlay socket it never reached
+    the router and is no part of the balance. SENT is the other direction: written to the Pod, sent to the peer.
+    "strangers" sent from an address that is no node's; "gone" is the sum of Pods and peers that are no more.
     """
     _show("counters", client.counters(), as_json)
 
@@ -264,7 +264,7 @@ def _endpoint(text: str) -> Endpoint:
 
 
 def _show_table(table: Any, as_json: bool) -> None:
-    _show("peers", table if as_json else [(node, None) for node in table.nodes], as_json)
+    _show("table", table if as_json else table.nodes, as_json)
 
 
 def _show(what: str, answer: Any, as_json: bool) -> None:

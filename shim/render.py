@@ -1,11 +1,10 @@
-"""Answers as tables for people. On a terminal with rules and colours, in a pipe as plain columns that nothing cuts."""
+"""Answers as tables for people. On a terminal bold and folded to its width, in a pipe as plain columns that nothing cuts."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -41,10 +40,10 @@ def status(out: Console, found: Status) -> None:
         "offloads": _list(f"{name} {'on' if on else 'off'}" for name, on in switches.items()),
         "pods, peers": f"{found.attachments}, {found.peers}",
         "subnet table": f"version {found.table_version}, {_duration(found.table_age_s)} old",
-        "free addresses": _list(f"{free.free} in {free.subnet}" for free in found.free_addresses),
+        "free addresses": _list(f"{_many(free.free)} in {free.subnet}" for free in found.free_addresses),
         "memory": f"{found.resident_bytes / 1e6:.1f} MB",
     }
-    table = _table(out, "", "", heading=False)
+    table = _table("", "", heading=False)
     for name, value in rows.items():
         table.add_row(Text(name, "bold"), value)
     for note in found.notes:
@@ -56,7 +55,7 @@ def status(out: Console, found: Status) -> None:
 
 def pods(out: Console, found: Iterable[Attachment]) -> None:
     """Show attachments."""
-    table = _table(out, "SANDBOX", "INTERFACE", "ADDRESSES", "MTU", "NAMESPACE", "LABELS", right=("MTU",))
+    table = _table("SANDBOX", "INTERFACE", "ADDRESSES", "MTU", "NAMESPACE", "LABELS", right=("MTU",))
     for each in found:
         labels = _list(f"{key}={value}" for key, value in each.labels.items())
         key = each.key
@@ -67,7 +66,7 @@ def pods(out: Console, found: Iterable[Attachment]) -> None:
 
 def routes(out: Console, rows: Iterable[Mapping[str, object]]) -> None:
     """Show prefixes and where they lead."""
-    table = _table(out, "PREFIX", "NODE", "ENDPOINT", "VIA")
+    table = _table("PREFIX", "NODE", "ENDPOINT", "VIA")
     for row in rows:
         table.add_row(str(row["prefix"]), str(row["node"]), str(row["endpoint"]), str(row["via"]))
     out.print(table)
@@ -76,7 +75,7 @@ def routes(out: Console, rows: Iterable[Mapping[str, object]]) -> None:
 def peers(out: Console, rows: Iterable[tuple[Node, Tally | None]]) -> None:
     """Show the other nodes, with what went to and fro."""
     numbers = ("RECEIVED", "SENT", "DROPPED")
-    table = _table(out, "NODE", "ENDPOINT", "SUBNETS", "OFFLOAD", *numbers, right=numbers)
+    table = _table("NODE", "ENDPOINT", "SUBNETS", "OFFLOAD", *numbers, right=numbers)
     for node, tally in rows:
         seen = tally or Tally()
         counts = _numbers(out, seen.received_packets, seen.sent_packets, sum(seen.dropped.values()))
@@ -84,32 +83,46 @@ def peers(out: Console, rows: Iterable[tuple[Node, Tally | None]]) -> None:
     out.print(table)
 
 
+def table(out: Console, nodes: Iterable[Node]) -> None:
+    """Show the subnet table."""
+    rows = _table("NODE", "ENDPOINT", "SUBNETS", "OFFLOAD")
+    for node in nodes:
+        rows.add_row(node.name, str(node.endpoint), _list(node.subnets), "yes" if node.offload else "no")
+    out.print(rows)
+
+
 def counters(out: Console, found: Counters) -> None:
     """Show every packet's fate, for each attachment and peer, and drops by reason."""
     tallies: list[tuple[str, Tally, int | None]] = [
-        *((f"pod {each.key}", each.tally, each.kernel_drops) for each in found.attachments),
-        *((f"peer {each.node or '?'} {each.endpoint}", each.tally, None) for each in found.peers),
+        *(
+            (f"pod {each.key}" if each.key.sandbox_id else "node", each.tally, each.kernel_drops)
+            for each in found.attachments
+        ),
+        *((f"peer {each.node or each.endpoint}", each.tally, None) for each in found.peers),
         ("strangers", found.strangers, None),
         ("gone", found.gone, None),
     ]
-    numbers = ("RECEIVED", "DELIVERED", "TUNNELLED", "DROPPED", "BALANCE", "SENT", "ICMP ERRORS", "KERNEL DROPS")
-    table = _table(out, "SOURCE", *numbers, right=numbers)
+    numbers = ("RECEIVED", "DELIVERED", "TUNNELLED", "DROPPED", "KERNEL", "BALANCE", "SENT")
+    table = _table("SOURCE", *numbers, right=numbers)
     for source, tally, drops in tallies:
         fate = (tally.received_packets, tally.delivered_packets, tally.tunnelled_packets, sum(tally.dropped.values()))
-        counts = _numbers(out, *fate, tally.balance, tally.sent_packets, tally.icmp_errors)
-        style = "bold red" if tally.balance else ""
-        table.add_row(source, *counts, "-" if drops is None else _number(out, drops), style=style)
+        kernel = "-" if drops is None else _number(out, drops)
+        counts = (*_numbers(out, *fate), kernel, *_numbers(out, tally.balance, tally.sent_packets))
+        table.add_row(source, *counts, style="bold red" if tally.balance else "")
     out.print(table)
     reasons = [(source, reason, n) for source, tally, _ in tallies for reason, n in sorted(tally.dropped.items()) if n]
     if reasons:
         out.print()
-        table = _table(out, "DROPPED FROM", "REASON", "PACKETS", right=("PACKETS",))
+        table = _table("DROPPED FROM", "REASON", "PACKETS", right=("PACKETS",))
         for source, reason, packets in reasons:
             table.add_row(source, reason, _number(out, packets))
         out.print(table)
     out.print()
-    socket_drops, suppressed = _numbers(out, found.socket_drops, found.icmp_suppressed)
-    out.print(f"kernel drops at the underlay socket: {socket_drops}; ICMP errors not sent (rate limit): {suppressed}")
+    errors, suppressed, dropped = _numbers(
+        out, sum(tally.icmp_errors for _, tally, _ in tallies), found.icmp_suppressed, found.socket_drops
+    )
+    out.print(f"ICMP errors sent: {errors}, held back by the rate limit: {suppressed}")
+    out.print(f"dropped by the kernel at the underlay socket: {dropped}")
 
 
 def event(out: Console, found: Event) -> None:
@@ -121,12 +134,13 @@ def event(out: Console, found: Event) -> None:
     )
 
 
-def _table(out: Console, *columns: str, right: Sequence[str] = (), heading: bool = True) -> Table:
-    style = box.SIMPLE_HEAD if out.is_terminal else None
-    table = Table(box=style, pad_edge=False, show_header=heading, header_style="bold")
+def _table(*columns: str, right: Sequence[str] = (), heading: bool = True) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=heading, header_style="bold")
     for column in columns:
         # Addresses and names are for copying: they are folded on a narrow terminal, never cut.
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        table.add_column(
+            column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in right
+        )
     return table
 
 
@@ -140,6 +154,11 @@ def _numbers(out: Console, *values: int) -> list[str]:
 
 def _number(out: Console, value: int) -> str:
     return f"{value:,}" if out.is_terminal else str(value)
+
+
+def _many(value: int) -> str:
+    """Say a number of addresses: exact while it matters."""
+    return str(value) if value < 10**9 else f"about {value:.1e}"
 
 
 def _duration(seconds: float) -> str:

@@ -131,10 +131,19 @@ def test_peers(run: Run) -> None:
 def test_counters(run: Run) -> None:
     text = run("counters").stdout.splitlines()
     assert text[0].split()[:4] == ["SOURCE", "RECEIVED", "DELIVERED", "TUNNELLED"]
-    assert next(line for line in text if "pod/eth0" in line).split() == "pod pod/eth0 10 3 4 3 0 5 1 6".split()
-    assert next(line for line in text if "peer ?" in line).split()[3:8] == ["1", "0", "0", "0", "1"]
-    assert "pod pod/eth0  spoofed_source        1" in text
-    assert text[-1] == "kernel drops at the underlay socket: 9; ICMP errors not sent (rate limit): 8"
+    assert next(line for line in text if "pod/eth0" in line).split() == "pod pod/eth0 10 3 4 3 6 0 5".split()
+    assert next(line for line in text if "peer 192.0.2.9:6081" in line).split()[2:] == [
+        "1",
+        "0",
+        "0",
+        "0",
+        "-",
+        "1",
+        "0",
+    ]
+    assert "pod pod/eth0 spoofed_source 1" in [" ".join(line.split()) for line in text]
+    assert text[-2] == "ICMP errors sent: 1, held back by the rate limit: 8"
+    assert text[-1] == "dropped by the kernel at the underlay socket: 9"
     found = answer(run("counters", "--json"))
     assert found["attachments"][1]["tally"]["dropped"] == {"no_route": 2, "spoofed_source": 1}
     assert found["attachments"][1]["kernel_drops"] == 6
@@ -177,6 +186,7 @@ def test_subnets(run: Run) -> None:
         found = answer(run(*change, endpoint))["nodes"][-1]
         assert (found["endpoint"]["address"], found["endpoint"]["port"]) == meant
         assert (found["subnets"], found["offload"]) == (["10.1.3.0/24"], False)
+    assert lines(run("subnets", "list"))[2] == ["there", "[2001:db8::2]:7000", "10.1.2.0/24", "no"]
     assert [row[0] for row in lines(run("subnets", "list"))] == ["NODE", "here", "there", "new"]
     assert [node["name"] for node in answer(run("subnets", "remove", "new", "--json"))["nodes"]] == ["here", "there"]
 
