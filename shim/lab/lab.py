@@ -113,8 +113,12 @@ class Lab:
         """Remove it all. Never up, or down already: nothing to do."""
         if not self._claimed:
             return
-        with self._changing, self._ledger.locked():
-            self._remove()
+        with self._changing:
+            if self._ledger.path.exists():
+                with self._ledger.locked():
+                    self._remove()
+            else:  # `podwire lab down` was faster
+                self._forget()
 
     def add_pod(self, node: LabNode, ip: Sequence[str] = ()) -> LabPod:
         """Make one more Pod on a node and attach it, with these addresses if any are given."""
@@ -227,6 +231,9 @@ class Lab:
 
     def _remove(self) -> None:
         remove(self._ledger, self._record)
+        self._forget()
+
+    def _forget(self) -> None:
         self._claimed = False
         for node in self.nodes:
             node.kill9()

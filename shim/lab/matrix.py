@@ -6,13 +6,16 @@ are sockets of one thread of this process; each source is one thread inside its 
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from errno import EINPROGRESS
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -20,8 +23,11 @@ from shim.lab import netns
 from shim.lab.errors import LabError
 
 PORT = 7007
-_TIMEOUT_S = 1.0
-_TRIES = 2
+_TIMEOUT_S = 3.0
+_REPEAT_S = 0.5
+"""How often an unanswered datagram is sent again."""
+_MOST_SOCKETS = 600
+"""Open at once: a process may usually have 1024 files."""
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
@@ -88,36 +94,53 @@ def measure(places: Sequence[Place], on_source: Callable[[str], None] = lambda _
     """Ask from every Pod and node every other Pod and node, both families, UDP and TCP."""
 
     def ask_all(source: Place) -> list[Probe]:
-        def inside() -> list[Probe]:
-            return [
-                _ask(source, target, protocol, mine, theirs)
-                for target in places
-                if target is not source and not (source.node and target.node)
-                for mine, theirs in zip(source.addresses, target.addresses, strict=True)
-                for protocol in _KINDS
-            ]
-
-        found = netns.call(source.netns_path, inside, to_the_end=False)
+        targets = [target for target in places if target is not source and not (source.node and target.node)]
+        found = netns.call(source.netns_path, lambda: _ask(source, targets), to_the_end=False)
         on_source(source.name)
         return found
 
-    with _answering(places), ThreadPoolExecutor(max_workers=max(1, len(places))) as pool:
+    workers = max(1, min(len(places), _MOST_SOCKETS // (4 * len(places) or 1)))
+    with _answering(places), ThreadPoolExecutor(max_workers=workers) as pool:
         return Matrix(tuple(places), tuple(probe for found in pool.map(ask_all, places) for probe in found))
 
 
-def _ask(source: Place, target: Place, protocol: str, mine: Address, theirs: Address) -> Probe:
-    error = ""
-    for _ in range(_TRIES if protocol == "udp" else 1):  # TCP repeats by itself
-        with socket.socket(_FAMILIES[theirs.version], _KINDS[protocol]) as asker:
-            asker.settimeout(_TIMEOUT_S * (_TRIES if protocol == "tcp" else 1))
-            try:
-                asker.connect((str(theirs), PORT))
-                if protocol == "udp":
-                    asker.send(b"who am I?")
-                return Probe(source.name, target.name, protocol, mine, asker.recv(64).decode())
-            except OSError as caught:
-                error = "no answer" if isinstance(caught, TimeoutError) else str(caught.strerror)
-    return Probe(source.name, target.name, protocol, mine, error=error)
+def _ask(source: Place, targets: Sequence[Place]) -> list[Probe]:
+    """Ask all targets at the same time, so that many that do not answer cost no more time than one."""
+    with ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        waiting: dict[socket.socket, Probe] = {}
+        done: list[Probe] = []
+        for target in targets:
+            for mine, theirs in zip(source.addresses, target.addresses, strict=True):
+                for protocol, kind in _KINDS.items():
+                    probe = Probe(source.name, target.name, protocol, mine, error="no answer")
+                    asker = stack.enter_context(socket.socket(_FAMILIES[theirs.version], kind))
+                    asker.setblocking(False)
+                    if (error := asker.connect_ex((str(theirs), PORT))) not in (0, EINPROGRESS):
+                        done.append(replace(probe, error=os.strerror(error)))
+                        continue
+                    selector.register(asker, selectors.EVENT_READ)
+                    waiting[asker] = probe
+        deadline_s = time.monotonic() + _TIMEOUT_S
+        repeat_s = 0.0
+        while waiting and (now_s := time.monotonic()) < deadline_s:
+            if now_s >= repeat_s:
+                repeat_s = now_s + _REPEAT_S
+                for asker, probe in waiting.items():
+                    if probe.protocol == "udp":
+                        with suppress(OSError):  # told by the next recv
+                            asker.send(b"who am I?")
+            for key, _ in selector.select(repeat_s - now_s):
+                asker = key.fileobj  # type: ignore[assignment]
+                selector.unregister(asker)
+                probe = waiting.pop(asker)
+                try:
+                    done.append(replace(probe, seen=asker.recv(64).decode(), error=""))
+                except OSError as error:
+                    done.append(replace(probe, error=error.strerror or str(error)))
+        return sorted(
+            [*done, *waiting.values()], key=lambda probe: (probe.target, probe.expected.version, probe.protocol)
+        )
 
 
 @contextmanager

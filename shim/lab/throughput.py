@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address
@@ -12,6 +13,8 @@ from shim.lab.errors import LabError
 from shim.lab.pod import LabPod
 
 INTERVAL_S = 0.5
+_GRACE_S = 5.0
+"""What iperf3 gets to say goodbye: when a router dies it would wait for TCP, which waits for a quarter of an hour."""
 _RATE = re.compile(r"([\d.]+) Mbits/sec")
 
 
@@ -22,7 +25,10 @@ def measure(
     with _running(target, ["iperf3", "-s", "-1", "--forceflush"]) as server:
         _read_until(server, "listening")
         client = ["iperf3", "-c", str(address), "-t", str(seconds), "-i", str(INTERVAL_S), "-f", "m", "--forceflush"]
-        with _running(source, client) as sender:
+        with (
+            _running(source, [*client, "--connect-timeout", "3000"]) as sender,
+            _ended_after(sender, seconds + _GRACE_S),
+        ):
             last = ""
             for line in _lines(sender):
                 last = line.strip() or last
@@ -32,7 +38,7 @@ def measure(
                         return rate
                     if "sender" not in line:
                         on_rate(rate)
-    raise LabError(f"iperf3 from {source.name} to {target.name} ({address}) failed: {last}")
+    raise LabError(f"iperf3 from {source.name} to {target.name} ({address}) did not finish; its last word: {last}")
 
 
 def _read_until(process: subprocess.Popen[str], word: str) -> None:
@@ -47,6 +53,16 @@ def _read_until(process: subprocess.Popen[str], word: str) -> None:
 def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
     assert process.stdout is not None
     yield from process.stdout
+
+
+@contextmanager
+def _ended_after(process: subprocess.Popen[str], timeout_s: float) -> Iterator[None]:
+    timer = threading.Timer(timeout_s, process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager
