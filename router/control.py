@@ -118,7 +118,7 @@ def _listen_tcp(server: grpc.Server, tcp: TcpListener) -> int:
     key, cert, client_ca = tcp.read()
     tcp.check_free()
     credentials = grpc.ssl_server_credentials([(key, cert)], root_certificates=client_ca, require_client_auth=True)
-    return _add_port(f"--tls-listen {tcp}", lambda: server.add_secure_port(str(tcp), credentials))
+    return _add_port(f"--listen {tcp}", lambda: server.add_secure_port(str(tcp), credentials))
 
 
 def _add_port(flag: str, add: Callable[[], int]) -> int:

@@ -44,10 +44,10 @@ class TcpListener:
 
     def read(self) -> tuple[bytes, bytes, bytes]:
         """Return key, certificate chain and client CAs, checked to fit together; Refusal names the flag."""
-        flags = {"--tls-key": self.key_path, "--tls-cert": self.cert_path, "--tls-ca": self.client_ca_path}
+        flags = {"--tls-key": self.key_path, "--tls-cert": self.cert_path, "--tls-client-ca": self.client_ca_path}
         for flag, path in flags.items():
             if not path:
-                message = f"{flag} is missing: --tls-listen {self} needs mutual TLS; give {', '.join(flags)}"
+                message = f"{flag} is missing: --listen {self} needs mutual TLS; give {', '.join(flags)}"
                 raise Refusal(Kind.INVALID, message)
         key, cert, client_ca = (_pem(flag, path) for flag, path in flags.items())
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -59,7 +59,7 @@ class TcpListener:
         try:
             context.load_verify_locations(self.client_ca_path)
         except (ssl.SSLError, OSError) as error:
-            raise Refusal(Kind.INVALID, f"--tls-ca {self.client_ca_path}: no PEM file: {error}") from None
+            raise Refusal(Kind.INVALID, f"--tls-client-ca {self.client_ca_path}: no PEM file: {error}") from None
         return key, cert, client_ca
 
     def check_free(self) -> None:
@@ -70,7 +70,7 @@ class TcpListener:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(where)
         except OSError as error:
-            raise Refusal(Kind.STATE, f"--tls-listen {self}: cannot listen there: {error.strerror}") from None
+            raise Refusal(Kind.STATE, f"--listen {self}: cannot listen there: {error.strerror}") from None
 
 
 def _pem(flag: str, path: str) -> bytes:

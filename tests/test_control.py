@@ -605,10 +605,10 @@ def test_tcp_asks_for_a_certificate(daemon: MemoryDaemon, tmp_path: Path, pki: P
     [
         ({"cert_path": ""}, "--tls-cert is missing"),
         ({"key_path": ""}, "--tls-key is missing"),
-        ({"client_ca_path": ""}, "--tls-ca is missing"),
-        ({"client_ca_path": "/nowhere"}, "--tls-ca /nowhere: No such file"),
+        ({"client_ca_path": ""}, "--tls-client-ca is missing"),
+        ({"client_ca_path": "/nowhere"}, "--tls-client-ca /nowhere: No such file"),
         ({"cert_path": "/dev/null"}, "--tls-cert /dev/null"),
-        ({"client_ca_path": "/dev/null"}, "--tls-ca /dev/null: no PEM"),
+        ({"client_ca_path": "/dev/null"}, "--tls-client-ca /dev/null: no PEM"),
     ],
 )
 def test_tcp_without_mutual_tls_is_refused(
@@ -628,7 +628,7 @@ def test_a_tcp_port_in_use_is_refused(daemon: MemoryDaemon, tmp_path: Path, pki:
     first = serve(daemon, socket_path=str(tmp_path / "a.sock"), tcp=listener(pki))
     tcp = listener(pki)
     taken = TcpListener("127.0.0.1", first.tcp_port, tcp.cert_path, tcp.key_path, tcp.client_ca_path)
-    with pytest.raises(Refusal, match=r"--tls-listen 127\.0\.0\.1:\d+: cannot listen there: Address already in use"):
+    with pytest.raises(Refusal, match=r"--listen 127\.0\.0\.1:\d+: cannot listen there: Address already in use"):
         serve(daemon, socket_path=str(tmp_path / "b.sock"), tcp=taken)
     assert not (tmp_path / "b.sock").exists()
     first.start()
