@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -121,6 +122,8 @@ def main(
 ) -> None:  # fmt: skip
     if plot_path is not None and plot_path.suffix not in SUFFIXES:
         raise click.UsageError(f"--plot {plot_path}: the file's name must end in one of {', '.join(SUFFIXES)}")
+    if plot_path is not None and find_spec("matplotlib") is None:
+        raise click.ClickException("--plot needs matplotlib: pip install 'matplotlib>=3.9,<4', or leave --plot out")
     for path in (json_path, plot_path):
         if path is not None and not path.absolute().parent.is_dir():
             raise click.UsageError(f"{path}: there is no directory {path.absolute().parent}")

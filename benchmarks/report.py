@@ -52,7 +52,7 @@ def _table(figures: Figures, group: str, metrics: list[Metric]) -> Table:
     table = Table(title=group, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
     table.add_column("", no_wrap=True)
     for metric in metrics:
-        table.add_column(f"{metric.title}\n{metric.unit}{_promise(metric)}", justify="right", no_wrap=True)
+        table.add_column(f"{metric.title}\n{metric.unit}{_promise(metric)}", justify="right")
     present = {name for metric in metrics for name in figures.values[metric.key]}
     for name in sorted(present, key=[*figures.titles, *sorted(present)].index):
         cells = [_cell(figures, metric, name) for metric in metrics]
@@ -72,7 +72,7 @@ def _cell(figures: Figures, metric: Metric, contender: str) -> Text:
         return Text("–", style="dim")
     kept = metric.kept((ratio or spread).median) if contender == metric.bound_of else None
     judgement = "" if kept is None else "green" if kept else "red"
-    text = Text(number(spread.median), style="" if ratio else judgement)
+    text = Text(number(spread.median), style="" if ratio else judgement, no_wrap=True)
     if ratio is not None:
         text.append(f"  {ratio.median:.2f}×", style=judgement or "cyan")
     if spread.low != spread.high:
