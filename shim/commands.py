@@ -211,8 +211,8 @@ def events(client: Client, as_json: bool, follow: bool, after: int) -> None:
 def subnets() -> None:
     """Read and change the subnet table: which node owns which Pod range.
 
-    A change holds until the router reads its --subnets file again. Tables in which two nodes share a name, an endpoint
-    or a part of a subnet are refused, and the one in force stays.
+    Only for a router that runs without --subnets; with it, change that file. Tables in which two nodes share a name, an
+    endpoint or a part of a subnet are refused, and the one in force stays.
     """
 
 

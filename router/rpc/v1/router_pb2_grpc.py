@@ -161,7 +161,8 @@ class RouterServicer:
 
     def ReplaceSubnets(self, request, context):
         """Put a whole new subnet table in force, and answer with it. Refused with both offenders named when two nodes share a
-        name, an endpoint or a part of a subnet; then the old table stays in force.
+        name, an endpoint or a part of a subnet; then the old table stays in force. This and the two calls below are
+        FAILED_PRECONDITION when the router takes its table from a file (--subnets).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
