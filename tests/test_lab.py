@@ -120,6 +120,9 @@ def test_a_cluster_works_inside_the_block_and_is_gone_after_it(name: str) -> Non
         added = lab.add_pod(node, ip=["10.42.1.77"])
         assert (added.name, str(added.addresses[0])) == ("n1p3", "10.42.1.77")
         assert pings(far, added.addresses[1])
+        with pytest.raises(LabError, match=r"10\.42\.1\.77"):
+            lab.add_pod(node, ip=["10.42.1.77"])
+        assert len(list(netns.DIRECTORY.glob(f"pwlab-{name}-n1p*"))) == 3
         lab.remove_pod(added)
         assert not netns.path_of(added.netns).exists()
         with node.client() as client:

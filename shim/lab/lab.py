@@ -121,14 +121,20 @@ class Lab:
                 self._forget()
 
     def add_pod(self, node: LabNode, ip: Sequence[str] = ()) -> LabPod:
-        """Make one more Pod on a node and attach it, with these addresses if any are given."""
+        """Make one more Pod on a node and attach it, with these addresses if any are given; LabError leaves nothing."""
         with self._changed():
             record = self._new_pod(node)
-            self._write(self._record.with_pod(record))
-            netns.create(record.netns, plan.POD_SYSCTLS)
-            pod = LabPod(record, node)
-            self._attach(node, [pod], ip)
-            self._write(self._record.with_pod(pod.record))
+            without = self._record
+            self._write(without.with_pod(record))
+            try:
+                netns.create(record.netns, plan.POD_SYSCTLS)
+                pod = LabPod(record, node)
+                self._attach(node, [pod], ip)
+            except BaseException:
+                netns.delete(record.netns)
+                self._write(without)
+                raise
+            self._write(without.with_pod(pod.record))
             self.pods.append(pod)
         return pod
 

@@ -1,4 +1,4 @@
-"""Packets that must go nowhere, sent from inside a Pod."""
+"""Packets that a Pod makes up: also such as must go nowhere."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ PORT = 7008
 _HEARD_TIMEOUT_S = 0.3
 
 
-def spoof(sender: LabPod, victim: LabPod, target: LabPod, family: int) -> bool:
-    """Send a UDP datagram from one Pod to `target` with the victim's source address; return whether it arrived."""
+def send_as(claimed: LabPod, sender: LabPod, target: LabPod, family: int) -> bool:
+    """Send a UDP datagram from one Pod to `target` with the source address of `claimed`; return whether it arrived."""
     index = 0 if family == 4 else 1
-    claimed, destination = victim.addresses[index], target.addresses[index]
+    source, destination = claimed.addresses[index], target.addresses[index]
     version = socket.AF_INET if family == 4 else socket.AF_INET6
     with netns.open_socket(target.netns_path, version, socket.SOCK_DGRAM) as listener:
         listener.bind((str(destination), PORT))
         listener.settimeout(_HEARD_TIMEOUT_S)
         with netns.open_socket(sender.netns_path, version, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
-            raw.sendto(datagram(claimed, destination), (str(destination), 0))
+            raw.sendto(datagram(source, destination), (str(destination), 0))
         with suppress(TimeoutError):
             listener.recv(64)
             return True

@@ -86,7 +86,7 @@ def enter(path: Path) -> None:
     except OSError as error:
         raise LabError(f"cannot open the namespace {path}: {error.strerror}") from None
     try:
-        _check(_libc.setns(fd, _CLONE_NEWNET), f"cannot enter the namespace {path}")
+        _check(_libc.setns(fd, _CLONE_NEWNET), f"cannot enter the namespace {path} (root needed)")
     finally:
         os.close(fd)
 

@@ -128,7 +128,7 @@ class LabNode:
             lines = self.log_path.read_text(errors="replace").splitlines()
         except FileNotFoundError:
             lines = []
-        return " | ".join(line for line in lines[-_LOG_TAIL_LINES:] if line.strip()) or "it said nothing"
+        return " | ".join(line.strip() for line in lines[-_LOG_TAIL_LINES:] if line.strip()) or "it said nothing"
 
     def _command(self) -> list[str]:
         settings = {

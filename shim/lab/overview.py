@@ -17,7 +17,7 @@ from rich.text import Text
 from shim.lab.ledger import LabRecord, Ledger
 from shim.lab.plan import CLUSTER_V4, CLUSTER_V6, NodePlan
 
-_UNWRAPPED_WIDTH = 118
+_UNWRAPPED_WIDTH = 130
 
 
 def describe(ledger: Ledger) -> dict[str, Any]:

@@ -28,30 +28,32 @@ def reachability(matrix: Matrix) -> Table:
 
 def counters(every: Sequence[tuple[str, Counters]], pods: Mapping[str, str]) -> Table:
     """Return one row for each attachment and peer of each node; `pods` gives names to sandbox ids."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    sockets = ", ".join(f"{node} {found.socket_drops:,}" for node, found in every)
+    caption = f"Besides, the kernel dropped at full TUN rings (last column) and full underlay sockets ({sockets})"
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=caption)
     for title in ("node", "packets from"):
         table.add_column(title)
     for title in ("received", "delivered", "tunnelled", "dropped"):
         table.add_column(title, justify="right")
     table.add_column("by reason")
-    table.add_column("sent to", justify="right")
+    for title in ("sent to", "ring full"):
+        table.add_column(title, justify="right")
     for node, found in every:
         rows = [
-            (pods.get(each.key.sandbox_id, each.key.if_name), each.tally)
+            (pods.get(each.key.sandbox_id, each.key.if_name), each.tally, f"{each.kernel_drops:,}")
             for each in sorted(found.attachments, key=lambda each: str(each.key))
         ]
-        rows += [(f"peer {peer.node or peer.endpoint}", peer.tally) for peer in found.peers]
-        for name, tally in rows:
+        rows += [(f"peer {peer.node or peer.endpoint}", peer.tally, "") for peer in found.peers]
+        for name, tally, ring in rows:
             reasons = ", ".join(f"{reason} {packets}" for reason, packets in tally.dropped.items() if packets)
-            numbers = (
+            fates = (
                 tally.received_packets,
                 tally.delivered_packets,
                 tally.tunnelled_packets,
                 sum(tally.dropped.values()),
             )
-            table.add_row(
-                node, name, *(f"{number:,}" for number in numbers), f"[yellow]{reasons}[/]", f"{tally.sent_packets:,}"
-            )
+            counted = [f"{packets:,}" for packets in fates]
+            table.add_row(node, name, *counted, f"[yellow]{reasons}[/]", f"{tally.sent_packets:,}", ring)
         table.add_section()
     return table
 
