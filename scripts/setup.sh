@@ -106,12 +106,18 @@ flock 9
 mapfile -t packages < <(missing_packages | tr ' ' '\n' | sort -u)
 if ((${#packages[@]})); then install_packages "${packages[@]}"; fi
 
-# The stamp says what was installed from: when nothing of it changed, there is nothing to do.
-stamp="$VENV/.podwire-${extras:-base}"
+# The stamp says what was installed, and from what: when that is so still, there is nothing to do.
+stamp="$VENV/.podwire"
 inputs=$(cat pyproject.toml constraints.txt "${BASH_SOURCE[0]}" | sha256sum)" $PWD"
-if [[ $(cat "$stamp" 2>/dev/null) != "$inputs" ]] || ! "$VENV/bin/python" -c '' 2>/dev/null; then
+installed=none
+if [[ $(sed -n 1p "$stamp" 2>/dev/null) == "$inputs" ]] && "$VENV/bin/python" -c '' 2>/dev/null; then
+    installed=$(sed -n 2p "$stamp")
+    # shellcheck disable=SC2086 # words are meant
+    extras=$(printf '%s\n' ${installed//,/ } ${extras//,/ } | sort -u | paste -sd, -)
+fi
+if [[ $extras != "$installed" ]]; then
     make_venv
     install_project
-    printf '%s\n' "$inputs" >"$stamp"
+    printf '%s\n' "$inputs" "$extras" >"$stamp"
     say "ready: $VENV/bin/podwire --help"
 fi
