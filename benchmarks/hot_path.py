@@ -151,7 +151,9 @@ def measure(figures: Figures, engine: str, traffic: Traffic, seconds: float) -> 
 def measure_segments(figures: Figures, traffic: Traffic, seconds: float) -> None:
     """Add one round of cutting and joining super-packets in memory, without any system call."""
     from router import geneve
-    from router.segment import Merger, Splitter, gso_shape
+    from router.merge import Merger
+    from router.segment import gso_shape
+    from router.split import Splitter
 
     frame = memoryview(traffic.frame(IPv4Address("10.244.0.10"), IPv4Address("10.244.1.10")))
     packet, vnet = frame[VNET_BYTES:], VnetHeader.read(frame, 0)

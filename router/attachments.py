@@ -179,27 +179,23 @@ class Attachments:
 
     def restore(self, subnets: tuple[Prefix, ...]) -> None:
         """Take up where the last router stopped: re-open what was attached, undo what was not acknowledged."""
-        state = self._journal.load()
         now_s = time.time()
-        held = {
-            recorded.attachment.key: recorded.attachment.addresses
-            for recorded in state.attachments
-            if recorded.intent is Intent.ATTACHED
-        }
+        for recorded in self._journal.load().attachments:
+            if recorded.intent is not Intent.ATTACHED:
+                attachment = recorded.attachment
+                _log.info("undoing %s, which was %s when the last router stopped", attachment.key, recorded.intent)
+                tun.remove(attachment.netns_path, attachment.key.if_name)
+                # What was being detached had been in use, what was being attached had not.
+                self._journal.finish_detach(attachment.key, now_s if recorded.intent is Intent.DETACHING else 0.0)
+        self._journal.forget_resting(now_s - self._rest_s)
+        state = self._journal.load()
+        attachments = [recorded.attachment for recorded in state.attachments]
         with self._lock:
             self._ipam = Ipam(subnets, self._rest_s)
             self._subnets = subnets
-            self._ipam.restore(held, state.resting)
-        for recorded in state.attachments:
-            attachment = recorded.attachment
-            if recorded.intent is Intent.ATTACHED:
-                self._reopen(attachment)
-                continue
-            _log.info("undoing %s, which was %s when the last router stopped", attachment.key, recorded.intent)
-            tun.remove(attachment.netns_path, attachment.key.if_name)
-            released_at_s = now_s if recorded.intent is Intent.DETACHING else 0.0
-            self._journal.finish_detach(attachment.key, released_at_s)
-        self._journal.forget_resting(now_s - self._rest_s)
+            self._ipam.restore({attachment.key: attachment.addresses for attachment in attachments}, state.resting)
+        for attachment in attachments:
+            self._reopen(attachment)
 
     def _reopen(self, attachment: Attachment) -> None:
         self._present[attachment.key] = attachment

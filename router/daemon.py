@@ -20,7 +20,7 @@ from router import routes, selftest, underlay
 from router.attachments import Attachments
 from router.config import Settings, Switch
 from router.engine.choose import choose
-from router.engine.interface import Engine, EngineSettings
+from router.engine.interface import Engine, EngineSettings, Snapshot
 from router.errors import Kind, Refusal
 from router.events import EventKind, EventLog
 from router.journal import Identity, Journal
@@ -91,9 +91,12 @@ class Daemon:
         )  # fmt: skip
         self.events.record(EventKind.STARTED, f"engine {engine_name}", node=settings.node)
 
+    def announce_stop(self) -> None:
+        """Tell who watches that this router ends."""
+        self.events.record(EventKind.STOPPING, node=self._settings.node)
+
     def close(self) -> None:
         """End every thread and let go of every fd; devices, addresses and rules stay for the next router."""
-        self.events.record(EventKind.STOPPING, node=self._settings.node)
         self._undo.close()
         self.events.close()
 
@@ -150,14 +153,15 @@ class Daemon:
     def _first_table(self) -> SubnetTable:
         """Return the table to start with: the file's, or if that is bad, the last one that was in force."""
         if self._source is None:
-            return self._tables.current
+            return self._tables.confirm()
         try:
             return self._tables.prepare(self._source.read())
         except Refusal as refusal:
             if not self._tables.current.nodes:
                 raise
+            last = self._tables.confirm()
             self._refuse_table(refusal.message)
-            return self._tables.current
+            return last
 
     def _note(self, notes: Collection[str]) -> None:
         for note in notes:
@@ -166,7 +170,7 @@ class Daemon:
 
     # Subnet table
 
-    def _snapshot(self, table: SubnetTable) -> routes.Snapshot:
+    def _snapshot(self, table: SubnetTable) -> Snapshot:
         return routes.snapshot(table, self._settings.node, self._settings.networks, self._settings.egress)
 
     def _apply(self, table: SubnetTable) -> None:

@@ -52,7 +52,8 @@ class Encapsulation(NamedTuple):
     csum_offset: int = 0
     csum_start: int = 0
     frame_id: int = 0
-    index: int = 0
+    row: int = 0
+    """The index on the wire: the segment's place in its train."""
 
 
 def encode(

@@ -216,12 +216,17 @@ class Tally:
 
     def plus(self, other: Tally) -> Tally:
         """Return the sum of two tallies."""
-        total = Tally(
-            *(
-                getattr(self, name) + getattr(other, name) if name != "dropped" else dict(self.dropped)
-                for name in self.__slots__
-            )
-        )
+        dropped = dict(self.dropped)
         for reason, packets in other.dropped.items():
-            total.drop(reason, packets)
-        return total
+            dropped[reason] = dropped.get(reason, 0) + packets
+        return Tally(
+            self.received_packets + other.received_packets,
+            self.received_bytes + other.received_bytes,
+            self.received_frames + other.received_frames,
+            self.delivered_packets + other.delivered_packets,
+            self.tunnelled_packets + other.tunnelled_packets,
+            dropped,
+            self.sent_packets + other.sent_packets,
+            self.sent_bytes + other.sent_bytes,
+            self.icmp_errors + other.icmp_errors,
+        )

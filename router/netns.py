@@ -9,6 +9,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from router.errors import Kind, Refusal
@@ -48,7 +49,7 @@ def inside_new(work: Callable[[], T]) -> T:
 
 def identity(netns_path: str) -> tuple[int, int]:
     """Return what two paths to one namespace have in common: device and inode of the namespace file."""
-    status = os.stat(netns_path)
+    status = Path(netns_path).stat()
     return status.st_dev, status.st_ino
 
 
@@ -74,7 +75,7 @@ def _in_thread(enter: Callable[[], None], work: Callable[[], T]) -> T:
         try:
             enter()
             results.append(work())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             failures.append(error)
 
     thread = threading.Thread(target=run, name="netns")

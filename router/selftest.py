@@ -55,7 +55,7 @@ def _probe(wanted: Offloads) -> tuple[Offloads, tuple[str, ...]]:
             found = replace(found, **{name: False})
             notes.append(f"{name} is off: it needs tun_checksum")
             continue
-        only = Offloads(**{other: other == name or other == "tun_checksum" for other, _ in checks})
+        only = Offloads(**{other: other in (name, "tun_checksum") for other, _ in checks})
         try:
             check(only)
         except (OSError, Refusal) as error:

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytun
 from pyroute2 import IPRoute
@@ -127,7 +128,7 @@ def ring_drops(netns_path: str, if_name: str) -> int:
     """
 
     def work() -> int:
-        with open("/proc/thread-self/net/dev") as file:
+        with Path("/proc/thread-self/net/dev").open() as file:
             for line in file:
                 name, _, numbers = line.partition(":")
                 if name.strip() == if_name:

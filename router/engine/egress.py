@@ -35,7 +35,8 @@ from router.packet import (
     finish_checksum,
     parse_ip,
 )
-from router.segment import MAX_PACKET_BYTES, MAX_TRAIN_BYTES, Shape, Splitter, Train, gso_shape, packets_in
+from router.segment import MAX_PACKET_BYTES, MAX_TRAIN_BYTES, Shape, Train, gso_shape, packets_in
+from router.split import Splitter
 
 _HEADER: Final = geneve.HEADER_BYTES
 _FRAME_AT: Final = _HEADER - VNET_BYTES
@@ -71,6 +72,7 @@ class Egress:
         tally = port.tallies[EGRESS]
         ways = port.ways(view)
         at, reads, read_bytes = 0, 0, 0
+        self._train_count = 0
         while reads < BATCH_PACKETS and read_bytes < _BATCH_BYTES:
             try:
                 size = os.readv(fd, (frames[at + _FRAME_AT : at + _HEADER + MAX_PACKET_BYTES],))
@@ -142,7 +144,7 @@ class Egress:
         if hop:
             decrement_hop_limit(self._buffer, packet_at)
         if wire_bytes > target.mtu_bytes:
-            self._forward_in_fragments(port, view, way, header, vnet, shape, at, end, packets)
+            self._forward_in_fragments(port, way, header, vnet, shape, at, end, packets)
             return at
         if to_port is not None:
             frame = self._view[at + _FRAME_AT : end]
@@ -152,7 +154,7 @@ class Egress:
         assert to_peer is not None
         if shape is not None:
             self._flush(port, view)
-            self._send_super_packet(port, view, to_peer, header, vnet, shape, at, end, packets)
+            self._send_super_packet(port, view, to_peer, header, vnet, shape, at, end)
             return 0
         if not to_peer.next_hop.offload:
             self._send_plain(port, view, to_peer, header, vnet, at, end)
@@ -180,20 +182,19 @@ class Egress:
     # Super-packets
 
     def _send_super_packet(
-        self, port: Port, view: View, peer: Peer, header: IpHeader, vnet: VnetHeader, shape: Shape,
-        at: int, end: int, packets: int,
-    ) -> None:  # fmt: skip
+        self, port: Port, view: View, peer: Peer, header: IpHeader, vnet: VnetHeader, shape: Shape, at: int, end: int
+    ) -> None:
         packet = self._view[at + _HEADER : end]
         tally, sent = port.tallies[EGRESS], peer.tallies[EGRESS]
         for train in self._splitter.split(packet, header, vnet, shape, peer.next_hop.offload):
             reason = self._sender.send(train, peer)
             if reason is DropReason.TOO_BIG:
-                self.exceptions.refuse(port, view, packet, reason, train.count, peer.mtu_bytes)
+                self.exceptions.refuse(port, view, packet, reason, train.packets, peer.mtu_bytes)
                 continue
-            self._settle(tally, reason, train.count)
+            self._settle(tally, reason, train.packets)
             if reason is None:
-                sent.sent_packets += train.count
-                sent.sent_bytes += len(train.datagrams) - train.count * _HEADER
+                sent.sent_packets += train.packets
+                sent.sent_bytes += len(train.datagrams) - train.packets * _HEADER
 
     # Single packets
 
@@ -275,7 +276,7 @@ class Egress:
     # Packets larger than the way, which IPv4 lets a router cut
 
     def _forward_in_fragments(
-        self, port: Port, view: View, way: Way, header: IpHeader, vnet: VnetHeader, shape: Shape | None,
+        self, port: Port, way: Way, header: IpHeader, vnet: VnetHeader, shape: Shape | None,
         at: int, end: int, packets: int,
     ) -> None:  # fmt: skip
         packet = self._view[at + _HEADER : end]
@@ -284,11 +285,11 @@ class Egress:
         outcome: DropReason | None
         if shape is None:
             partial = (vnet.csum_start, vnet.csum_offset) if vnet.flags & NEEDS_CSUM else None
-            outcome = self.exceptions.forward_in_fragments(packet, partial, way, view, target.mtu_bytes)
+            outcome = self.exceptions.forward_in_fragments(packet, partial, way, target.mtu_bytes)
         else:
             outcome = None
             for train in self._splitter.split(packet, header, vnet, shape, offload=False):
                 for start in range(0, len(train.datagrams), train.segment_bytes):
                     inner = train.datagrams[start + geneve.BASE_BYTES : start + train.segment_bytes]
-                    outcome = self.exceptions.forward_in_fragments(inner, None, way, view, target.mtu_bytes) or outcome
+                    outcome = self.exceptions.forward_in_fragments(inner, None, way, target.mtu_bytes) or outcome
         self._settle(port.tallies[EGRESS], outcome, packets, local=way.port is not None)

@@ -51,7 +51,7 @@ class Exceptions:
             tally.icmp_errors += 1
 
     def forward_in_fragments(
-        self, packet: memoryview, partial: tuple[int, int] | None, way: Way, view: View, mtu_bytes: int
+        self, packet: memoryview, partial: tuple[int, int] | None, way: Way, mtu_bytes: int
     ) -> DropReason | None:
         """Fragment an IPv4 packet for a smaller link and send the pieces; the first failure ends it.
 

@@ -19,9 +19,10 @@ from router.engine.exceptions import Exceptions, write
 from router.engine.interface import BATCH_PACKETS, EngineSettings, Host
 from router.engine.ports import INGRESS, Party, Peer, Port, View, Way
 from router.engine.sender import SOL_UDP, Sender
+from router.merge import Merger
 from router.model import DropReason, Tally, VerdictKind
 from router.packet import VNET_BYTES, IpHeader, decrement_hop_limit, parse_ip
-from router.segment import Merger, Train, plain_vnet, shape_of
+from router.segment import Train, plain_vnet, shape_of
 
 UDP_GRO: Final = 104  # linux/udp.h
 _HEADROOM: Final = 16
@@ -147,7 +148,7 @@ class Ingress:
             decrement_hop_limit(self._buffer, packet_at)
         if len(packet) > port.mtu_bytes:
             sums = (encap.csum_start, encap.csum_offset) if partial else None
-            self._settle(tally, self.exceptions.forward_in_fragments(packet, sums, way, view, port.mtu_bytes), 1)
+            self._settle(tally, self.exceptions.forward_in_fragments(packet, sums, way, port.mtu_bytes), 1)
             return after
         if count == 1 or shape is None:
             start = packet_at - VNET_BYTES

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -38,10 +39,8 @@ class Loop:
 
     def unwatch(self, fd: int) -> None:
         """Stop watching; an fd that is not watched is no error."""
-        try:
+        with suppress(OSError):
             self._epoll.unregister(fd)
-        except (FileNotFoundError, OSError):
-            pass
 
     def call(self, work: Callable[[], T]) -> T:
         """Run `work` between two batches and return its result; at once when the loop is not running."""
@@ -91,7 +90,7 @@ class Loop:
                     continue
                 try:
                     self._batch(fd)
-                except Exception as error:  # a bug must cost a batch, not the node's network
+                except Exception as error:  # noqa: BLE001 - a bug must cost a batch, not the node's network
                     self._failed(f"{self._name}: {type(error).__name__}: {error}")
                 if self._calls:
                     self._run_calls()
@@ -99,17 +98,15 @@ class Loop:
                 self._run_calls()
 
     def _drain_wake(self) -> None:
-        try:
+        with suppress(BlockingIOError):
             os.eventfd_read(self._wake)
-        except BlockingIOError:
-            pass
 
     def _run_calls(self) -> None:
         while self._calls:
             future, work = self._calls.popleft()
             try:
                 future.set_result(work())
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - it is the caller's to handle
                 future.set_exception(error)
 
     def close(self) -> None:

@@ -62,7 +62,7 @@ class PythonEngine:
             self._outward.unwatch(fd)
         return reads
 
-    def _ingress_batch(self, fd: int) -> int:
+    def _ingress_batch(self, _fd: int) -> int:
         return self._ingress.batch(self._view)
 
     def _between_batches(self, work: Callable[[], T]) -> T:

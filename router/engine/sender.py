@@ -33,7 +33,7 @@ class Sender:
 
     def send(self, train: Train, peer: Peer) -> DropReason | None:
         """Send a train; None when the kernel took it whole, else why it, or the rest of it, was dropped."""
-        if train.count == 1:
+        if train.packets == 1:
             return self._send(train.datagrams, [], peer)
         if not (self._segmenting and peer.segmenting):
             return self._send_each(train, peer)

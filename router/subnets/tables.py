@@ -50,6 +50,12 @@ class Tables:
                 self._keep(SubnetTable(self._table.version + 1, nodes))
             return self._table
 
+    def confirm(self) -> SubnetTable:
+        """Return the last table in force, checked against settings that may have changed since. Raise Refusal."""
+        if self._table.nodes:
+            check(self._table.nodes, self._settings.networks, self._settings.node, self._settings.underlay)
+        return self._table
+
     def adopt(self, nodes: tuple[Node, ...]) -> SubnetTable:
         """Take over what the source says, as the next version if it says something new. Raise Refusal."""
         with self._lock:
@@ -94,9 +100,13 @@ class Tables:
     def _put(self, nodes: tuple[Node, ...]) -> SubnetTable:
         check(nodes, self._settings.networks, self._settings.node, self._settings.underlay)
         if nodes != self._table.nodes:
-            table = SubnetTable(self._table.version + 1, nodes)
-            self._apply(table)
-            self._keep(table)
+            old = self._table
+            self._keep(SubnetTable(old.version + 1, nodes))
+            try:
+                self._apply(self._table)
+            except BaseException:
+                self._keep(old)
+                raise
         self._since_s = time.time()
         self.error = ""
         return self._table

@@ -1,0 +1,199 @@
+"""Join trains into super-packets. Pure.
+
+    train (rows of equal length, the last may be shorter)
+      → the longest run of rows that continue the first: same flow, next sequence number, nothing else different
+      → virtio header + first header + payloads side by side: one TUN write
+
+What is not the same flow's next packet, bit for bit, ends the run: joining must never change what arrives.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from router import geneve
+from router.packet import (
+    GSO_TCPV4,
+    GSO_TCPV6,
+    GSO_UDP_L4,
+    NEEDS_CSUM,
+    VNET_BYTES,
+    IpHeader,
+    VnetHeader,
+    parse_ip,
+)
+from router.segment import ACK, ECE, FIN, MAX_PACKET_BYTES, PSH, U16, Shape, Train, set_lengths, shift_sum
+
+_Bytes = npt.NDArray[np.uint8]
+
+
+class _Pattern(NamedTuple):
+    """Which header bits of a row must equal the first row's for it to continue the run."""
+
+    same: _Bytes
+    """Mask for a middle row."""
+    closing: int
+    """Mask for a last row, as a big-endian integer: lengths, sums and closing flags may differ."""
+
+
+class Merger:
+    """Joins neighbouring packets of one flow into super-packets. Not for two threads: one buffer, as in Splitter."""
+
+    _PATTERNS = 256
+
+    def __init__(self) -> None:
+        self._out = bytearray(VNET_BYTES + MAX_PACKET_BYTES)
+        self._view = memoryview(self._out)
+        self._bytes = np.frombuffer(self._out, np.uint8)
+        self._patterns: dict[tuple[int, Shape, int, bool], _Pattern] = {}
+        self._steps = np.arange(MAX_PACKET_BYTES, dtype=np.uint32)
+
+    def run(self, train: Train, at: int, encap: geneve.Encapsulation, header: IpHeader, shape: Shape) -> int:
+        """Return how many datagrams from byte `at` of the train on make one super-packet; 1 when only the first.
+
+        `encap`, `header` and `shape` are those of the datagram at `at`, already checked.
+        """
+        step = train.segment_bytes
+        left = len(train.datagrams) - at
+        full, tail = divmod(left, step)
+        headers = encap.header_bytes + shape.header_bytes
+        payload_bytes = step - headers
+        packet = at + encap.header_bytes
+        if full < 1 or payload_bytes <= 0 or full + (tail > 0) < 2:
+            return 1
+        if shape.is_tcp and train.datagrams[packet + shape.l4 + 13] & ~ECE != ACK:
+            return 1
+        full = min(full, (MAX_PACKET_BYTES - shape.header_bytes) // payload_bytes)
+        pattern = self._pattern(encap.header_bytes, shape, header)
+        count = self._middle(train, at, full, headers, pattern, encap, shape, payload_bytes)
+        after = at + count * step
+        more = min(step, len(train.datagrams) - after)
+        if count * payload_bytes + shape.header_bytes + more - headers > MAX_PACKET_BYTES:
+            return count
+        if more > headers and self._closes(train, at, after, more, count, encap, shape, pattern):
+            count += 1
+        return count
+
+    def _middle(
+        self, train: Train, at: int, full: int, headers: int, pattern: _Pattern,
+        encap: geneve.Encapsulation, shape: Shape, payload_bytes: int,
+    ) -> int:  # fmt: skip
+        """Count the rows, the first included, that continue it with full length and no closing flag."""
+        if full < 2:
+            return 1
+        step = train.segment_bytes
+        rows = np.frombuffer(train.datagrams, np.uint8, full * step, at).reshape(full, step)[:, :headers]
+        # Masked headers side by side are compared as one string: cheaper than numpy's element by element.
+        masked = rows & pattern.same
+        text = masked.tobytes()
+        equal = text == text[:headers] * full
+        if not shape.is_tcp:
+            return full if equal else 1 + int((masked[1:] != masked[0]).any(axis=1).argmax())
+        sequence = np.ndarray((full,), ">u4", train.datagrams, at + encap.header_bytes + shape.l4 + 4, (step,))
+        native = sequence.astype(np.uint32)
+        expected = self._steps[: full * payload_bytes : payload_bytes] + native[0]
+        if equal and native.tobytes() == expected.tobytes():
+            return full
+        breaks = (masked != masked[0]).any(axis=1) | (native != expected)
+        return int(breaks.argmax())
+
+    def _closes(
+        self, train: Train, at: int, after: int, size: int, count: int,
+        encap: geneve.Encapsulation, shape: Shape, pattern: _Pattern,
+    ) -> bool:  # fmt: skip
+        """Tell whether the datagram at `after`, shorter or with closing flags, is the last of the run."""
+        view = train.datagrams
+        headers = encap.header_bytes + shape.header_bytes
+        first = int.from_bytes(view[at : at + headers], "big")
+        other = int.from_bytes(view[after : after + headers], "big")
+        if (first ^ other) & pattern.closing:
+            return False
+        ip = after + encap.header_bytes
+        if parse_ip(view, ip, after + size) is None:
+            return False
+        mine = at + encap.header_bytes + shape.l4
+        its = ip + shape.l4
+        if shape.is_tcp:
+            payload_bytes = train.segment_bytes - headers
+            (start,) = struct.unpack_from(">I", view, mine + 4)
+            (sequence,) = struct.unpack_from(">I", view, its + 4)
+            if (sequence - start) & 0xFFFFFFFF != count * payload_bytes:
+                return False
+        elif U16.unpack_from(view, its + 4)[0] != size - encap.header_bytes - shape.l4:
+            return False
+        (was,) = U16.unpack_from(view, mine + shape.csum_offset)
+        (now,) = U16.unpack_from(view, its + shape.csum_offset)
+        return shift_sum(was, size - train.segment_bytes) == (now or 0xFFFF)
+
+    def _pattern(self, encap_bytes: int, shape: Shape, header: IpHeader) -> _Pattern:
+        key = (encap_bytes, shape, header.version, header.may_fragment)
+        pattern = self._patterns.get(key)
+        if pattern is None:
+            if len(self._patterns) >= self._PATTERNS:
+                self._patterns.clear()
+            pattern = self._patterns[key] = _make_pattern(encap_bytes, shape, header)
+        return pattern
+
+    def merge(
+        self, train: Train, at: int, count: int, encap: geneve.Encapsulation, header: IpHeader, shape: Shape
+    ) -> memoryview:
+        """Join `count` datagrams from byte `at` on, as `run` found them, into one frame with its virtio header.
+
+        The hop limit and everything else not a length, sum or closing flag is the first packet's.
+        """
+        step = train.segment_bytes
+        headers = encap.header_bytes + shape.header_bytes
+        payload_bytes = step - headers
+        last_at = at + (count - 1) * step
+        last_bytes = min(step, len(train.datagrams) - last_at) - headers
+        size = (count - 1) * payload_bytes + last_bytes
+        ip = at + encap.header_bytes
+
+        out = self._out
+        first = bytearray(train.datagrams[ip : ip + shape.header_bytes])
+        set_lengths(first, 0, header.version, shape, payload_bytes + shape.header_bytes, size)
+        if shape.is_tcp:
+            first[shape.l4 + 13] |= train.datagrams[last_at + encap.header_bytes + shape.l4 + 13] & (FIN | PSH)
+            gso_type = GSO_TCPV4 if header.version == 4 else GSO_TCPV6
+        else:
+            gso_type = GSO_UDP_L4
+        start = VNET_BYTES + shape.header_bytes
+        VnetHeader(NEEDS_CSUM, gso_type, shape.header_bytes, payload_bytes, shape.l4, shape.csum_offset).write(out, 0)
+        out[VNET_BYTES:start] = first
+        middle = count if last_bytes == payload_bytes else count - 1
+        rows = np.frombuffer(train.datagrams, np.uint8, middle * step, at).reshape(middle, step)[:, headers:]
+        end = start + middle * payload_bytes
+        self._bytes[start:end].reshape(middle, payload_bytes)[:] = rows
+        if middle < count:
+            out[end : end + last_bytes] = train.datagrams[last_at + headers : last_at + headers + last_bytes]
+            end += last_bytes
+        return self._view[:end]
+
+
+def _make_pattern(encap_bytes: int, shape: Shape, header: IpHeader) -> _Pattern:
+    """Build the masks of bits that must agree within a run."""
+    same = np.full(encap_bytes + shape.header_bytes, 0xFF, np.uint8)
+    ip, l4 = encap_bytes, encap_bytes + shape.l4
+    same[geneve.INDEX_OFFSET - 2 : geneve.INDEX_OFFSET + 1] = 0  # frame id, index: whose frame it was is no matter
+    same[geneve.FLAGS_OFFSET] = geneve.PARTIAL_CHECKSUM
+    if header.version == 4 and header.may_fragment:
+        same[ip + 4 : ip + 6] = 0
+        same[ip + 10 : ip + 12] = 0
+    if shape.is_tcp:
+        same[l4 + 4 : l4 + 8] = 0
+    closing = same.copy()
+    if header.version == 4:
+        closing[ip + 2 : ip + 4] = 0
+        closing[ip + 10 : ip + 12] = 0
+    else:
+        closing[ip + 4 : ip + 6] = 0
+    closing[l4 + shape.csum_offset : l4 + shape.csum_offset + 2] = 0
+    if shape.is_tcp:
+        closing[l4 + 13] = ~(FIN | PSH) & 0xFF
+    else:
+        closing[l4 + 4 : l4 + 6] = 0
+    return _Pattern(same, int.from_bytes(closing.tobytes(), "big"))

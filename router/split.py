@@ -1,0 +1,163 @@
+"""Cut super-packets into trains. Pure.
+
+super-packet
+→ headers of a middle and of the last segment, written once
+→ laid out with the payload as rows of equal length, by numpy: a few array assignments, however many segments
+→ one train, or several where it is longer than a send
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+
+from router import geneve
+from router.packet import IpHeader, VnetHeader, checksum, finish_checksum
+from router.segment import CWR, FIN, MAX_PACKET_BYTES, MAX_TRAIN_BYTES, PSH, U16, Shape, Train, set_lengths
+
+
+class _Rows:
+    """Views of the outgoing buffer as rows of one length: made once a shape, used for every train of it."""
+
+    __slots__ = ("headers", "payload", "index", "sequence", "limit", "steps", "counter", "row_bytes")
+
+    def __init__(self, out: bytearray, row_bytes: int, header_bytes: int, sequence_at: int, step: int, limit: int):
+        self.limit = max(1, min(limit, MAX_TRAIN_BYTES // row_bytes))
+        self.row_bytes = row_bytes
+        rows = np.frombuffer(out, np.uint8, self.limit * row_bytes).reshape(self.limit, row_bytes)
+        self.headers = rows[:, :header_bytes]
+        self.payload = rows[:, header_bytes:]
+        self.index = rows[:, geneve.INDEX_OFFSET]
+        self.sequence = np.ndarray((self.limit,), ">u4", out, sequence_at, (row_bytes,))
+        self.steps = np.arange(self.limit, dtype=np.uint32) * np.uint32(step)
+        self.counter = np.arange(self.limit, dtype=np.uint8)
+
+
+class Splitter:
+    """Cuts super-packets into trains. Not for two threads: the trains lie in one buffer, valid until the next call."""
+
+    _LAYOUTS = 256
+
+    def __init__(self, vni: int, max_segments: int = 128) -> None:
+        self._vni = vni
+        self._max_segments = max_segments
+        self._out = bytearray(MAX_PACKET_BYTES + 1)
+        self._view = memoryview(self._out)
+        self._layouts: dict[tuple[int, int, int, int], _Rows] = {}
+        self._frame_id = 0
+
+    def split(
+        self, packet: memoryview, header: IpHeader, vnet: VnetHeader, shape: Shape, offload: bool = True
+    ) -> list[Train]:
+        """Cut a super-packet checked by `gso_shape` into trains of encapsulated packets, checksums partial.
+
+        With `offload` false the datagrams are plain Geneve with finished checksums. Trains beyond the first lie in
+        buffers of their own.
+        """
+        encap_bytes = geneve.HEADER_BYTES if offload else geneve.BASE_BYTES
+        rows = self._rows(encap_bytes, shape, vnet.gso_size)
+        payload_bytes = len(packet) - shape.header_bytes
+        per_train = rows.limit * vnet.gso_size
+        if payload_bytes <= per_train:
+            return [self._train(packet, header, vnet, shape, rows, encap_bytes, 0, payload_bytes)]
+        trains = []
+        for start in range(0, payload_bytes, per_train):
+            size = min(per_train, payload_bytes - start)
+            train = self._train(packet, header, vnet, shape, rows, encap_bytes, start, size)
+            trains.append(train._replace(datagrams=memoryview(bytes(train.datagrams))))
+        return trains
+
+    def _rows(self, encap_bytes: int, shape: Shape, gso_size: int) -> _Rows:
+        key = (encap_bytes, shape.l4, shape.header_bytes, gso_size)
+        rows = self._layouts.get(key)
+        if rows is None:
+            if len(self._layouts) >= self._LAYOUTS:
+                self._layouts.clear()
+            header_bytes = encap_bytes + shape.header_bytes
+            rows = self._layouts[key] = _Rows(
+                self._out,
+                header_bytes + gso_size,
+                header_bytes,
+                encap_bytes + shape.l4 + 4,
+                gso_size,
+                self._max_segments,
+            )
+        return rows
+
+    def _train(
+        self, packet: memoryview, header: IpHeader, vnet: VnetHeader, shape: Shape, rows: _Rows,
+        encap_bytes: int, start: int, size: int,
+    ) -> Train:  # fmt: skip
+        """Lay out the payload bytes [start, start + size) of the packet as one train."""
+        step = vnet.gso_size
+        full, tail = divmod(size, step)
+        count = full + (tail > 0) or 1
+        ends_packet = shape.header_bytes + start + size == len(packet)
+
+        middle = self._encapsulation(header, shape, encap_bytes) + bytearray(packet[: shape.header_bytes])
+        if shape.is_tcp:
+            flags_at = encap_bytes + shape.l4 + 13
+            flags = middle[flags_at]
+            middle[flags_at] = flags & ~(FIN | PSH | CWR)
+        last = bytearray(middle)
+        set_lengths(last, encap_bytes, header.version, shape, len(packet), size - (count - 1) * step)
+        if encap_bytes == geneve.HEADER_BYTES:
+            last[geneve.FLAGS_OFFSET] |= geneve.LAST_SEGMENT
+
+        if count > 1:
+            set_lengths(middle, encap_bytes, header.version, shape, len(packet), step)
+            rows.headers[: count - 1] = np.frombuffer(middle, np.uint8)
+        out = self._out
+        last_at = (count - 1) * rows.row_bytes
+        out[last_at : last_at + len(last)] = last
+        if encap_bytes == geneve.HEADER_BYTES:
+            rows.index[:count] = rows.counter[:count]
+
+        payload = np.frombuffer(packet, np.uint8, size, shape.header_bytes + start)
+        if full:
+            rows.payload[:full] = payload[: full * step].reshape(full, step)
+        end = last_at + len(last) + size - (count - 1) * step
+        if tail:
+            out[end - tail : end] = packet[len(packet) - tail :] if ends_packet else payload[full * step :].tobytes()
+
+        if shape.is_tcp:
+            (sequence,) = struct.unpack_from(">I", packet, shape.l4 + 4)
+            rows.sequence[:count] = rows.steps[:count] + np.uint32((sequence + start) & 0xFFFFFFFF)
+            if not start:
+                out[flags_at] |= flags & CWR
+            if ends_packet:
+                out[last_at + flags_at] |= flags & (FIN | PSH)
+        if header.may_fragment:
+            self._number(rows, encap_bytes, count, start // step)
+        if encap_bytes == geneve.BASE_BYTES:
+            for at in range(0, end, rows.row_bytes):
+                finish_checksum(
+                    self._view[at + encap_bytes : min(at + rows.row_bytes, end)], shape.l4, shape.csum_offset
+                )
+        return Train(self._view[:end], rows.row_bytes, count)
+
+    def _encapsulation(self, header: IpHeader, shape: Shape, encap_bytes: int) -> bytearray:
+        if encap_bytes == geneve.BASE_BYTES:
+            return bytearray(geneve.encode_plain(self._vni, header.version))
+        self._frame_id = (self._frame_id + 1) & 0xFFFF
+        return bytearray(
+            geneve.encode(
+                self._vni,
+                header.version,
+                geneve.PARTIAL_CHECKSUM | geneve.SEGMENT,
+                shape.csum_offset,
+                shape.l4,
+                self._frame_id,
+            )
+        )
+
+    def _number(self, rows: _Rows, encap_bytes: int, count: int, first: int) -> None:
+        """Give every segment its own IPv4 identification, as they may be fragmented (RFC 6864 section 4)."""
+        for index in range(count):
+            at = index * rows.row_bytes + encap_bytes
+            (identification,) = U16.unpack_from(self._out, at + 4)
+            U16.pack_into(self._out, at + 4, (identification + first + index) & 0xFFFF)
+            U16.pack_into(self._out, at + 10, 0)
+            ihl = (self._out[at] & 15) << 2
+            U16.pack_into(self._out, at + 10, checksum(self._out[at : at + ihl]))
