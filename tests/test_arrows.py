@@ -15,7 +15,8 @@ MOST_LINES = 400
 # Lowest first; a module imports from its own layer and those below. A module not named here is a part.
 WORDS = frozenset(f"router.{name}" for name in ("model", "errors"))
 CORE = frozenset(
-    f"router.{name}" for name in ("packet", "table", "geneve", "segment", "fragment", "icmp", "rate", "decide")
+    f"router.{name}"
+    for name in ("packet", "table", "geneve", "segment", "split", "merge", "fragment", "icmp", "rate", "decide")
 )
 DAEMON = frozenset(f"router.{name}" for name in ("daemon", "attachments"))
 CONTROL = frozenset(f"router.{name}" for name in ("control", "messages"))
