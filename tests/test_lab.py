@@ -218,6 +218,22 @@ def test_two_labs_by_hand_at_once(name: str) -> None:
     assert leftovers(other) == []
 
 
+@pytest.mark.parametrize(
+    "arguments", [("lab", "up"), ("lab", "down", "--all"), ("lab", "exec", "n1", "true"), ("demo",)]
+)
+def test_without_root_one_line_says_so(arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        ["unshare", "--user", *command(*arguments)],  # nobody, who can still read the code
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == ["Error: a lab needs root, for its namespaces: run this with sudo"]
+
+
 def test_down_all_leaves_the_labs_of_running_programs(name: str) -> None:
     mine = Lab(nodes=1, pods=0, name=name)
     mine.up()
@@ -269,7 +285,7 @@ def test_an_up_that_is_told_to_stop_leaves_nothing(name: str, number: signal.Sig
 def test_the_demo_shows_that_all_is_well() -> None:
     done = podwire("demo", "--seconds", "1")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "264 of 264" in done.stdout
+    assert "264 of 264 questions" in done.stdout
     assert "✗" not in done.stdout
     assert "spoofed_source" in done.stdout
     assert ledger.names() == []

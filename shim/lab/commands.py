@@ -33,11 +33,13 @@ def lab() -> None:
 @click.option("--name", metavar="LAB", help="What to call it (otherwise: lab and some letters).")
 def up(nodes: int, pods: int, underlay_mtu: int, underlay_family: str, outside: bool, name: str | None) -> None:
     """Bring a lab up, and leave it running."""
+    from shim.lab import netns
     from shim.lab.lab import Lab
     from shim.lab.ledger import Ledger
     from shim.lab.overview import draw
 
     with _said_in_one_line(), ending_in_order():
+        netns.need_root()
         made = Lab(
             nodes,
             pods,
@@ -82,6 +84,7 @@ def execute(name: str | None, place: str, command: Sequence[str]) -> None:
     from shim.lab import ledger, netns
 
     with _said_in_one_line():
+        netns.need_root()
         path = netns.path_of(ledger.the_one(name).netns_of(place))
         found = shutil.which(command[0])
         if found is None:
@@ -96,12 +99,13 @@ def execute(name: str | None, place: str, command: Sequence[str]) -> None:
 @click.option("--all", "everything", is_flag=True, help="Every lab but those of programs that still run.")
 def down(name: str | None, everything: bool) -> None:
     """Remove a lab, also one that a crash left half made."""
-    from shim.lab import ledger, teardown
+    from shim.lab import ledger, netns, teardown
     from shim.lab.errors import LabError
 
     if name and everything:
         raise click.UsageError("--name or --all, not both")
     with _said_in_one_line():
+        netns.need_root()
         if not everything:
             one = ledger.the_one(name)
             teardown.take_down(one)
@@ -128,9 +132,11 @@ def down(name: str | None, everything: bool) -> None:
 )
 def demo(seconds: float) -> None:
     """Bring a cluster up, show that it works, and take it down again."""
+    from shim.lab import netns
     from shim.lab.demo import Demo
 
     with _said_in_one_line(), ending_in_order():
+        netns.need_root()
         failures = Demo(seconds).run()
     if failures:
         sys.exit(1)

@@ -56,7 +56,7 @@ class Demo:
 
     def _reach(self, lab: Lab) -> None:
         report = self._report
-        report.heading("Who reaches whom: every Pod and node asks every other over UDP and TCP, IPv4 and IPv6")
+        report.heading("Who reaches whom: every Pod asks every Pod and node, every node every Pod")
         places = [matrix.Place(pod.name, pod.netns_path, pod.addresses) for pod in lab.pods]
         places += [matrix.Place(node.name, node.netns_path, node.addresses, node=True) for node in lab.nodes]
         with report.working("asking"):
@@ -65,7 +65,7 @@ class Demo:
         good = len(measured.probes) - len(measured.bad)
         report.check(
             not measured.bad,
-            f"{good} of {len(measured.probes)} answered, and the one asked saw the asker's own address",
+            f"{good} of {len(measured.probes)} questions were answered, with the asker's own address as their source",
         )
         for probe in measured.bad[:10]:
             report.check(False, str(probe))

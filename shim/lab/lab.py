@@ -98,8 +98,7 @@ class Lab:
 
     def up(self) -> None:
         """Make it all. Whatever goes wrong, nothing is left."""
-        if os.geteuid() != 0:
-            raise LabError("a lab needs root, for its namespaces: run this with sudo")
+        netns.need_root()
         self._ledger.claim()
         self._claimed = True
         with self._ledger.locked():

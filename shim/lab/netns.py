@@ -31,6 +31,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _T = TypeVar("_T")
 
 
+def need_root() -> None:
+    """Raise LabError unless this is root."""
+    if os.geteuid() != 0:
+        raise LabError("a lab needs root, for its namespaces: run this with sudo")
+
+
 def path_of(name: str) -> Path:
     """Return where a namespace of that name is, or would be."""
     return DIRECTORY / name

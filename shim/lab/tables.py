@@ -10,16 +10,20 @@ from rich.table import Table
 from shim.answers import Counters, Tally
 from shim.lab.matrix import Matrix, Probe
 
+_PADDING = (0, 1, 0, 0)  # so that all of it is there in 80 columns
 _BARS = "▁▂▃▄▅▆▇█"
 
 
 def reachability(matrix: Matrix) -> Table:
-    """Return one row a source, one column a target; in each cell both families, each good over UDP and TCP."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption="4 and 6: IPv4 and IPv6, each over UDP and TCP")
-    table.add_column("from ╲ to", style="bold")
+    """Return one row a source, one column a target; in each cell a mark for IPv4 and one for IPv6."""
+    caption = (
+        "In each field IPv4, then IPv6: ✓ if both UDP and TCP were answered, with the source seen as its own address"
+    )
+    table = Table(box=SIMPLE_HEAD, padding=_PADDING, pad_edge=False, caption=caption)
+    table.add_column("from", style="bold", no_wrap=True)
     for place in matrix.places:
-        table.add_column(place.name, justify="center")
-    table.add_column("seen by all of them as")
+        table.add_column(place.name, justify="center", no_wrap=True)
+    table.add_column("is seen as", overflow="fold")
     for source in matrix.places:
         cells = [_cell(matrix.cell(source.name, target.name)) for target in matrix.places]
         table.add_row(source.name, *cells, " ".join(matrix.seen_as(source.name)))
@@ -28,34 +32,36 @@ def reachability(matrix: Matrix) -> Table:
 
 def counters(every: Sequence[tuple[str, Counters]], pods: Mapping[str, str]) -> Table:
     """Return one row for each attachment and peer of each node; `pods` gives names to sandbox ids."""
-    sockets = ", ".join(f"{node} {found.socket_drops:,}" for node, found in every)
-    caption = f"Besides, the kernel dropped at full TUN rings (last column) and full underlay sockets ({sockets})"
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=caption)
-    for title in ("node", "packets from"):
-        table.add_column(title)
+    table = Table(
+        box=SIMPLE_HEAD, caption=f"Besides, the kernel dropped at full rings and sockets: {_kernel_drops(every)}"
+    )
+    for title in ("at", "from"):
+        table.add_column(title, no_wrap=True)
     for title in ("received", "delivered", "tunnelled", "dropped"):
-        table.add_column(title, justify="right")
-    table.add_column("by reason")
-    for title in ("sent to", "ring full"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("namely", overflow="fold")
     for node, found in every:
         rows = [
-            (pods.get(each.key.sandbox_id, each.key.if_name), each.tally, f"{each.kernel_drops:,}")
+            (pods.get(each.key.sandbox_id, each.key.if_name), each.tally)
             for each in sorted(found.attachments, key=lambda each: str(each.key))
         ]
-        rows += [(f"peer {peer.node or peer.endpoint}", peer.tally, "") for peer in found.peers]
-        for name, tally, ring in rows:
-            reasons = ", ".join(f"{reason} {packets}" for reason, packets in tally.dropped.items() if packets)
+        rows += [(f"peer {peer.node or peer.endpoint}", peer.tally) for peer in found.peers]
+        for name, tally in rows:
+            reasons = ", ".join(f"{packets}×{reason}" for reason, packets in tally.dropped.items() if packets)
             fates = (
                 tally.received_packets,
                 tally.delivered_packets,
                 tally.tunnelled_packets,
                 sum(tally.dropped.values()),
             )
-            counted = [f"{packets:,}" for packets in fates]
-            table.add_row(node, name, *counted, f"[yellow]{reasons}[/]", f"{tally.sent_packets:,}", ring)
+            table.add_row(node, name, *(f"{packets:,}" for packets in fates), f"[yellow]{reasons}[/]")
         table.add_section()
     return table
+
+
+def _kernel_drops(every: Sequence[tuple[str, Counters]]) -> str:
+    drops = ((node, found.socket_drops + sum(each.kernel_drops for each in found.attachments)) for node, found in every)
+    return ", ".join(f"{node} {packets:,}" for node, packets in drops)
 
 
 def dropped(found: Counters, sandbox_id: str) -> dict[str, int]:
@@ -83,8 +89,5 @@ def spark(rates: Sequence[float]) -> str:
 def _cell(probes: Sequence[Probe]) -> str:
     if not probes:
         return "[dim]·[/]"
-    marks = []
-    for family in (4, 6):
-        good = all(probe.good for probe in probes if probe.expected.version == family)
-        marks.append(f"[green]{family}✓[/]" if good else f"[bold red]{family}✗[/]")
-    return " ".join(marks)
+    good = [all(probe.good for probe in probes if probe.expected.version == family) for family in (4, 6)]
+    return "".join("[green]✓[/]" if each else "[bold red]✗[/]" for each in good)
