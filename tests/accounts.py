@@ -43,7 +43,7 @@ def of_pod(pod: LabPod) -> AttachmentCounters:
 
 def received_bytes(pod: LabPod) -> Callable[[], int]:
     """Return a cheap reading of what the Pod's eth0 has received; the file stays that of the Pod's namespace."""
-    file = netns.call(pod.netns_path, lambda: Path("/proc/thread-self/net/dev").open())
+    file = netns.call(pod.netns_path, Path("/proc/thread-self/net/dev").open)
 
     def read() -> int:
         file.seek(0)
