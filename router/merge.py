@@ -63,11 +63,16 @@ class Merger:
         headers = encap.header_bytes + shape.header_bytes
         payload_bytes = step - headers
         packet = at + encap.header_bytes
-        if full < 1 or payload_bytes <= 0 or full + (tail > 0) < 2:
-            return 1
-        if shape.is_tcp and train.datagrams[packet + shape.l4 + 13] & ~ECE != ACK:
+        if full < 1 or payload_bytes <= 0 or full + (tail > 0) < 2 or encap.header_bytes != geneve.HEADER_BYTES:
+            return 1  # with options of others the masks would lie elsewhere
+        if shape.is_tcp:
+            if train.datagrams[packet + shape.l4 + 13] & ~ECE != ACK:
+                return 1
+        elif U16.unpack_from(train.datagrams, packet + shape.l4 + 4)[0] != step - encap.header_bytes - shape.l4:
             return 1
         full = min(full, (MAX_PACKET_BYTES - shape.header_bytes) // payload_bytes)
+        if header.may_fragment:
+            full = self._rightly_numbered(train, packet, full)
         pattern = self._pattern(encap.header_bytes, shape, header)
         count = self._middle(train, at, full, headers, pattern, encap, shape, payload_bytes)
         after = at + count * step
@@ -77,6 +82,15 @@ class Merger:
         if more > headers and self._closes(train, at, after, more, count, encap, shape, pattern):
             count += 1
         return count
+
+    @staticmethod
+    def _rightly_numbered(train: Train, packet: int, full: int) -> int:
+        """Count the rows whose IPv4 checksum fits their identification: the two differ by row, their sum does not."""
+        shape, strides = (full,), (train.segment_bytes,)
+        identifications = np.ndarray(shape, ">u2", train.datagrams, packet + 4, strides).astype(np.uint32)
+        sums = (identifications + np.ndarray(shape, ">u2", train.datagrams, packet + 10, strides)) % 0xFFFF
+        wrong = sums != sums[0]
+        return int(wrong.argmax()) or full
 
     def _middle(
         self, train: Train, at: int, full: int, headers: int, pattern: _Pattern,

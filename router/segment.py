@@ -94,6 +94,8 @@ def gso_shape(packet: memoryview, header: IpHeader, vnet: VnetHeader) -> Shape |
     shape = shape_of(packet, header, vnet.csum_start, vnet.csum_offset)
     if shape is None or not vnet.gso_size or not vnet.flags & NEEDS_CSUM:
         return None
+    if geneve.HEADER_BYTES + shape.header_bytes + vnet.gso_size > MAX_TRAIN_BYTES:
+        return None  # no segment so long can be sent
     kind = vnet.gso_type & ~GSO_ECN
     if shape.is_tcp:
         expected = GSO_TCPV4 if header.version == 4 else GSO_TCPV6
