@@ -96,7 +96,13 @@ def podwire() -> None:
 
 def main(arguments: Iterable[str] | None = None) -> Any:
     """Run the command; does not return."""
-    return podwire.main(args=None if arguments is None else list(arguments), prog_name="podwire")
+    from router.errors import Refusal
+
+    try:
+        return podwire.main(args=None if arguments is None else list(arguments), prog_name="podwire")
+    except Refusal as refusal:
+        click.echo(f"podwire: {refusal.message}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

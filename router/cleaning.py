@@ -26,6 +26,6 @@ def clean(state_dir: Path) -> Iterator[str]:
         yield "removed podwire0 and the masquerade rules"
     finally:
         journal.close()
-    for leftover in (path, *state_dir.glob("router.db-*"), *state_dir.glob("*.lock")):
+    for leftover in (path, *state_dir.glob("router.db-*"), state_dir / "lock"):
         leftover.unlink(missing_ok=True)
     yield f"removed the journal {path}"

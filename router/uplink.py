@@ -47,6 +47,7 @@ class Uplink:
             engine.detach(NODE_KEY)
         engine.attach(Attachment(NODE_KEY, netns.OWN, addresses, self._mtu_bytes), self._fd)
         self._subnets = subnets
+        masquerade.accept_own()
         if not self._egress:
             masquerade.disable()
             return ()
