@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from benchmarks import machine
 from benchmarks.comparison import render_comparison
 from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders.podwire import sweep_labs
 from benchmarks.figures import Figures
 from benchmarks.measures import MEASURES, QUICK
 from benchmarks.namespace import sweep
@@ -29,7 +30,7 @@ from benchmarks.report import print_report
 _CONTENDERS = tuple(contender.name for contender in CONTENDERS)
 _MEASURES = tuple(measure.name for measure in MEASURES)
 _QUICK: dict[str, Any] = {
-    "rounds": 1, "seconds": 1.0, "pods": 40, "contenders": ("podwire", "veth", "vxlan"), "measures": QUICK,
+    "rounds": 1, "seconds": 1.0, "pods": 40, "subnets": 10_000, "contenders": ("podwire", "veth", "vxlan"), "measures": QUICK,
 }  # fmt: skip
 
 HELP = f"""Measure Podwire: its hot path alone, and Pod to Pod beside the kernel and other userspace networks.
@@ -44,8 +45,8 @@ Sections (--only)
   tables      look-up, building and changing a table of 10, 1,000 and
               100,000 subnets; no root needed
   pods        Pod to Pod, across two nodes and on one; needs root
-  acceptance  many Pods on one node, control calls under load, a table of
-              100,000 subnets replaced under traffic; needs root
+  acceptance  many Pods on one node, control calls under load, a large
+              table put in force under traffic; needs root
 
 \b
 Measures of `pods` (--only takes them too)
@@ -106,6 +107,8 @@ class Names(click.ParamType[tuple[str, ...]]):
               help="Length of one measure; iperf3 rounds to whole seconds.")  # fmt: skip
 @click.option("--pods", type=click.IntRange(2, 250), default=200, show_default=True,
               help="Pods attached to one node by `acceptance`.")  # fmt: skip
+@click.option("--subnets", type=click.IntRange(10, 130_000), default=100_000, show_default=True,
+              help="Subnets in the table put in force by `acceptance`.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="One short round of the main measures, for CI; other options still hold.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Write all values, medians, ratios and facts of the machine.")  # fmt: skip
@@ -118,7 +121,7 @@ class Names(click.ParamType[tuple[str, ...]]):
 @click.pass_context
 def main(
     ctx: click.Context, only: tuple[str, ...], contenders: tuple[str, ...], rounds: int, seconds: float, pods: int,
-    quick: bool, json_path: Path | None, plot_path: Path | None, old_path: Path | None, load_path: Path | None,
+    subnets: int, quick: bool, json_path: Path | None, plot_path: Path | None, old_path: Path | None, load_path: Path | None,
 ) -> None:  # fmt: skip
     if plot_path is not None and plot_path.suffix not in SUFFIXES:
         raise click.UsageError(f"--plot {plot_path}: the file's name must end in one of {', '.join(SUFFIXES)}")
@@ -132,7 +135,10 @@ def main(
     if load_path is not None:
         figures = _load(load_path)
     else:
-        chosen = {"contenders": contenders, "rounds": rounds, "seconds": seconds, "pods": pods, "measures": _MEASURES}
+        chosen = {
+            "contenders": contenders, "measures": _MEASURES, "rounds": rounds, "seconds": seconds, "pods": pods,
+            "subnets": subnets,
+        }  # fmt: skip
         if quick:
             given = {name for name in chosen if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
             chosen |= {name: value for name, value in _QUICK.items() if name not in given}
@@ -178,9 +184,11 @@ def _plan(only: tuple[str, ...], chosen: dict[str, Any]) -> Plan:
 def _measure(plan: Plan, console: Console) -> Figures:
     figures = Figures(
         machine=machine.describe(plan.contenders if PODS in plan.sections else ()),
-        settings={"sections": plan.sections, "rounds": plan.rounds, "seconds": plan.seconds, "pods": plan.pods},
+        settings={"sections": plan.sections, "rounds": plan.rounds, "seconds": plan.seconds},
     )
-    if set(plan.sections) & {PODS, ACCEPTANCE} and (removed := sweep()):
+    if busy := machine.busy_note():
+        figures.notes.append(busy)
+    if set(plan.sections) & {PODS, ACCEPTANCE} and (removed := [*sweep(), *sweep_labs()]):
         console.print(f"removed what a killed run had left: {', '.join(removed)}", style="dim")
     signal.signal(signal.SIGTERM, _interrupt)
     columns = (SpinnerColumn(), BarColumn(24), TimeElapsedColumn(), TextColumn("{task.description}"))

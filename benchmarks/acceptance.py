@@ -3,7 +3,7 @@
 crowd    many Pods attach to one node, each call timed; memory and idle CPU with all of them there;
          20 more attach beside a flow that must lose nothing
 control  calls answered while 64-byte datagrams saturate the node; every packet lost must be in a counter
-table    a subnet table of 100,000 replaces one of two beside a flow that must lose nothing
+table    a table of many subnets replaces one of two beside a flow that must lose nothing
 """
 
 from __future__ import annotations
@@ -34,37 +34,19 @@ _MORE_PODS = 20
 _GENTLE_PPS = 5_000
 """What the flow carries that must lose nothing: a tenth of what an engine can."""
 _IDLE_OF_SECONDS = 2.5
-_SUBNETS = 100_000
 _WIDE_RANGE = "10.128.0.0/9"
 _WIDE_BITS, _WIDE_FIRST = 26, (10 << 24) + (128 << 16)
 _FAR_UNDERLAY_FIRST = (172 << 24) + (16 << 16)
 _TABLE_TIMEOUT_S = 60
 
 
-def _metric(key: str, title: str, unit: str, part: str, bound: float = math.nan) -> Metric:
-    return Metric(f"acceptance_{key}", title, unit, f"Acceptance: {part}", False, bound=bound)
+def _add(figures: Figures, part: str, title: str, unit: str, value: float, bound: float = math.nan) -> None:
+    """Add a figure that promises to be at most `bound`; part and title make its key, so sizes do not mix."""
+    key = f"{part}: {title}".lower().replace(",", "").replace(" ", "_")
+    figures.add(Metric(key, title, unit, f"Acceptance, {part}", False, bound=bound), WHO, value)
 
 
-_CROWD = "many Pods on a node"
-PODS = _metric("pods", "Pods", "", _CROWD)
-ATTACH_P50 = _metric("attach_p50_ms", "Attach p50", "ms", _CROWD, 30)
-ATTACH_P95 = _metric("attach_p95_ms", "Attach p95", "ms", _CROWD)
-DETACH_P50 = _metric("detach_p50_ms", "Detach p50", "ms", _CROWD)
-RESIDENT = _metric("resident_mb", "Resident", "MB", _CROWD, 150)
-IDLE = _metric("idle_cpu_percent", "Idle CPU", "%", _CROWD, 0.5)
-DISTURBED = _metric("attach_lost", f"Lost, {_MORE_PODS} more", "packets", _CROWD, 0)
-_CONTROL = "control calls under 64 B saturation"
-CALL_P50 = _metric("call_p50_ms", "Call p50", "ms", _CONTROL)
-CALL_MAX = _metric("call_max_ms", "Call worst", "ms", _CONTROL, 100)
-LOST = _metric("flood_lost", "Lost", "%", _CONTROL)
-UNEXPLAINED = _metric("flood_unexplained", "In no counter", "packets", _CONTROL, 0)
-_TABLE = f"{_SUBNETS:,} subnets put in force"
-SWAP = _metric("table_swap_s", "File to routes", "s", _TABLE)
-SWAP_LOST = _metric("table_lost", "Lost meanwhile", "packets", _TABLE, 0)
-SWAP_RESIDENT = _metric("table_resident_mb", "Resident after", "MB", _TABLE)
-
-
-def run(figures: Figures, pods: int, seconds: float, progress: Progress) -> None:
+def run(figures: Figures, pods: int, subnets: int, seconds: float, progress: Progress) -> None:
     """Bring a lab up, measure each promise, and take it down; what fails is told of in the figures."""
     from shim.client import ClientError
     from shim.lab import Lab
@@ -76,14 +58,14 @@ def run(figures: Figures, pods: int, seconds: float, progress: Progress) -> None
         with Lab(nodes=2, pods=1, router_args=("--network", _WIDE_RANGE)) as lab:
             told = (ClientError, CommandFailed, OSError)
             progress(f"acceptance: {pods} Pods on one node")
-            with _told(figures, _CROWD, told):
+            with _told(figures, "many Pods", told):
                 measure_crowd(figures, lab, pods, seconds)
-            progress(f"acceptance: {_CONTROL}")
-            with _told(figures, _CONTROL, told):
+            progress("acceptance: control calls under saturation")
+            with _told(figures, "control", told):
                 measure_control(figures, lab, seconds)
-            progress(f"acceptance: {_TABLE}")
-            with _told(figures, _TABLE, told):
-                measure_table(figures, lab)
+            progress(f"acceptance: {subnets:,} subnets")
+            with _told(figures, "large table", told):
+                measure_table(figures, lab, subnets)
     except (LabError, OSError) as error:
         figures.failures.append(f"acceptance: the lab did not come up: {error}")
 
@@ -104,18 +86,18 @@ def measure_crowd(figures: Figures, lab: Lab, pods: int, seconds: float) -> None
         client = stack.enter_context(node.client())
         first, more = namespaces[:pods], namespaces[pods:]
         attach_ms = [_timed_ms(partial(_attach, client, pod)) for pod in first]
-        figures.add(PODS, WHO, pods)
-        figures.add(ATTACH_P50, WHO, percentile(attach_ms, 50))
-        figures.add(ATTACH_P95, WHO, percentile(attach_ms, 95))
-        figures.add(RESIDENT, WHO, resident_mb(node))
-        figures.add(IDLE, WHO, _idle_percent(node, seconds * _IDLE_OF_SECONDS))
+        part = f"{pods} Pods on a node"
+        _add(figures, part, "Attach p50", "ms", percentile(attach_ms, 50), 30)
+        _add(figures, part, "Attach p95", "ms", percentile(attach_ms, 95))
+        _add(figures, part, "Resident", "MB", resident_mb(node), 150)
+        _add(figures, part, "Idle CPU", "%", _idle_percent(node, seconds * _IDLE_OF_SECONDS), 0.5)
         with Flow(_way(lab), 64, _GENTLE_PPS) as flow:
             for pod in more:
                 _attach(client, pod)
             flow.stop()
-            figures.add(DISTURBED, WHO, flow.sent - flow.arrived)
+            _add(figures, part, f"Lost, {_MORE_PODS} more", "packets", flow.sent - flow.arrived, 0)
         detach_ms = [_timed_ms(partial(client.detach, pod.name, "eth0")) for pod in namespaces]
-        figures.add(DETACH_P50, WHO, percentile(detach_ms, 50))
+        _add(figures, part, "Detach p50", "ms", percentile(detach_ms, 50))
 
 
 def measure_control(figures: Figures, lab: Lab, seconds: float) -> None:
@@ -129,17 +111,18 @@ def measure_control(figures: Figures, lab: Lab, seconds: float) -> None:
         flow.stop()
         lost = flow.sent - flow.arrived
         counted = counted_drops(lab) - before
-        figures.add(CALL_P50, WHO, percentile(calls_ms, 50))
-        figures.add(CALL_MAX, WHO, max(calls_ms))
-        figures.add(LOST, WHO, 100 * lost / flow.sent)
-        figures.add(UNEXPLAINED, WHO, lost - counted)
+        part = "control calls under 64 B saturation"
+        _add(figures, part, "Call p50", "ms", percentile(calls_ms, 50))
+        _add(figures, part, "Call worst", "ms", max(calls_ms), 100)
+        _add(figures, part, "Lost", "%", 100 * lost / flow.sent)
+        _add(figures, part, "In no counter", "packets", abs(lost - counted), 0)
 
 
-def measure_table(figures: Figures, lab: Lab) -> None:
-    """Write a table of 100,000 subnets into the router's file, and wait until it routes by it."""
+def measure_table(figures: Figures, lab: Lab, subnets: int) -> None:
+    """Write a table of many subnets into the router's file, and wait until it routes by it."""
     node = lab.nodes[0]
     table = {each.name: (each.endpoint, [str(subnet) for subnet in each.plan.subnets]) for each in lab.nodes}
-    for index in range(_SUBNETS - len(table)):
+    for index in range(subnets - len(table)):
         subnet = f"{_dotted(_WIDE_FIRST + (index << (32 - _WIDE_BITS)))}/{_WIDE_BITS}"
         table[f"far{index}"] = (_dotted(_FAR_UNDERLAY_FIRST + index), [subnet])
     with node.client() as client, Flow(_way(lab), 64, _GENTLE_PPS) as flow:
@@ -151,10 +134,11 @@ def measure_table(figures: Figures, lab: Lab) -> None:
                 why = client.status().table_error or "the router says nothing"
                 raise CommandFailed(f"not in force after {_TABLE_TIMEOUT_S} s: {why}")
             time.sleep(0.05)
-        figures.add(SWAP, WHO, time.monotonic() - start)
+        part = f"{subnets:,} subnets put in force"
+        _add(figures, part, "File to routes", "s", time.monotonic() - start)
         flow.stop()
-        figures.add(SWAP_LOST, WHO, flow.sent - flow.arrived)
-        figures.add(SWAP_RESIDENT, WHO, resident_mb(node))
+        _add(figures, part, "Lost meanwhile", "packets", flow.sent - flow.arrived, 0)
+        _add(figures, part, "Resident after", "MB", resident_mb(node))
 
 
 def counted_drops(lab: Lab) -> int:

@@ -27,14 +27,9 @@ from router.underlay import open_underlay
 
 _LEGS = {"out": "Pod → wire", "in": "wire → Pod", "beside": "Pod → Pod"}
 METRICS = {
-    (leg, unit): Metric(
-        f"hot_{leg}_{unit}",
-        title,
-        {"kpps": "kpps", "gbps": "Gbit/s"}[unit],
-        "Hot path, one thread; a super-packet is 44 × 1400 B",
-    )
+    (leg, unit): Metric(f"hot_{leg}_{unit}", title, word, f"Hot path in one thread, {word}; super-packets: 44 × 1400 B")
+    for unit, word in (("kpps", "kpps"), ("gbps", "Gbit/s"))
     for leg, title in _LEGS.items()
-    for unit in ("kpps", "gbps")
 }
 _NETWORK = ip_network("10.244.0.0/16")
 _CALL = 1 << 20

@@ -7,11 +7,14 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from benchmarks.cpu import read_cpu_time
 
 _VERSION_OF = {
     "iperf3": ("iperf3", "--version"),
@@ -45,6 +48,16 @@ def describe(contenders: Iterable[str] = ()) -> dict[str, Any]:
         "versions": versions,
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
     }
+
+
+def busy_note(seconds: float = 1, tolerated: float = 0.1) -> str:
+    """Watch the machine before anything is measured; return what to tell when others keep it busy, else nothing."""
+    before = read_cpu_time().machine_s
+    time.sleep(seconds)
+    share = (read_cpu_time().machine_s - before) / seconds / (os.cpu_count() or 1)
+    if share < tolerated:
+        return ""
+    return f"other processes used {share:.0%} of the CPUs before the start: measure again on a quiet machine for figures to keep"
 
 
 def cpu_model(cpuinfo: str) -> str:

@@ -35,6 +35,8 @@ class Plan:
     seconds: float
     pods: int
     """How many attach in the acceptance section."""
+    subnets: int
+    """How large a table is put in force in the acceptance section."""
 
     def missing_tools(self) -> dict[str, str]:
         """Return the programs that are not installed, with their Debian packages."""
@@ -74,7 +76,7 @@ class Plan:
             figures.notes += absent
             rounds.run(figures, contenders, self.measuring(), self.rounds, self.seconds, progress)
         if ACCEPTANCE in self.sections:
-            acceptance.run(figures, self.pods, self.seconds, progress)
+            acceptance.run(figures, self.pods, self.subnets, self.seconds, progress)
         progress("done")
 
     def _steps_alone(self, figures: Figures) -> Iterator[tuple[str, Step]]:

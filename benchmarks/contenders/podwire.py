@@ -9,6 +9,20 @@ from benchmarks.contenders.interface import Network, Way
 from benchmarks.namespace import CommandFailed, Namespace
 
 
+def sweep_labs() -> list[str]:
+    """Remove labs lent to a process that is gone; return their names. Labs people brought up stay."""
+    from shim.lab import ledger, teardown
+
+    removed = []
+    for name in ledger.names():
+        lab = ledger.Ledger(name)
+        record = lab.read()
+        if record is not None and record.lent and not record.maker.alive:
+            teardown.take_down(lab)
+            removed.append(f"lab {name}")
+    return removed
+
+
 class Podwire:
     """One router a node, with one of its engines."""
 

@@ -12,7 +12,7 @@ MEASURES: tuple[Measure, ...] = (
     Stream("tcp1r", "1 stream ←", reverse=True),
     Stream("tcp4", "4 streams →", 4),
     Stream("tcp4r", "4 streams ←", 4, reverse=True),
-    Stream("local", "1 stream, same node", beside=True, bound=0.4),
+    Stream("local", "1 stream", beside=True, bound=0.4),
     Flood(64),
     Flood(1400),
     RoundTrip(),

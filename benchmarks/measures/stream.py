@@ -26,12 +26,12 @@ class Stream:
         reverse: bool = False, beside: bool = False, cpu: bool = False, bound: float = math.nan,
     ) -> None:  # fmt: skip
         self.name = name
-        self.title = title
         self._streams = streams
         self._reverse = reverse
         self._beside = beside
         base = "veth" if beside else "vxlan"
         where = "TCP, same node" if beside else "TCP across nodes"
+        self.title = f"{where}: {title}"
         self._rate = Metric(f"{name}_gbps", title, "Gbit/s", where, base=base, bound=bound)
         group = f"CPU time of TCP, {title}"
         self._router = Metric(f"{name}_router_cpu", "Routers alone", "CPU s/GB", group, False)
