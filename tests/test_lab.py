@@ -194,6 +194,8 @@ def test_two_labs_by_hand_at_once(name: str) -> None:
     assert podwire("lab", "exec", "--name", name, "n1p1", "--", "ping", "-c1", "-W3", target).returncode == 0
     assert podwire("lab", "exec", "--name", other, "n1p1", "--", "ping", "-c1", "-W1", target).returncode == 1
     assert podwire("lab", "exec", "--name", name, "n2", "sh", "-c", "exit 7").returncode == 7
+    named = podwire("lab", "exec", "--name", name, "n1p1", "echo", "--name", "x")  # not an option of ours
+    assert named.stdout == "--name x\n"
     for arguments, said in [
         (("n1p1", "true"), "several labs"),
         (("--name", name, "n9", "true"), "has no Pod or node 'n9'"),

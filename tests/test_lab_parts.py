@@ -125,6 +125,8 @@ def test_children_are_born_inside_and_found_there(name: str) -> None:
             child.kill()
         assert netns.run(netns.path_of(name), ["cat", "/sys/class/net/lo/flags"]).returncode == 0
         assert netns.run(netns.path_of(name), ["ping", "-c1", "-W1", "::1"]).returncode == 0
+        with pytest.raises(LabError, match="no-such-command"):
+            netns.run(netns.path_of(name), ["no-such-command"])
         with pytest.raises(LabError, match="exists already"):
             netns.create(name)
     finally:

@@ -19,7 +19,10 @@ _NAME = click.option("--name", metavar="LAB", help="Which lab; not needed while 
 
 @click.group()
 def lab() -> None:
-    """Run a whole cluster on this machine: nodes, routers and Pods in namespaces."""
+    """Run a whole cluster on this machine: nodes, routers and Pods in namespaces.
+
+    What there is of a lab is written below /run/podwire/labs (or PODWIRE_LABS_DIR): logs, sockets, subnet tables.
+    """
 
 
 @lab.command()
@@ -75,14 +78,21 @@ def status(name: str | None, as_json: bool) -> None:
             draw(found)
 
 
-@lab.command("exec", context_settings={"ignore_unknown_options": True})
+@lab.command("exec", context_settings={"allow_interspersed_args": False})
 @_NAME
 @click.argument("place", metavar="POD|NODE")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def execute(name: str | None, place: str, command: Sequence[str]) -> None:
-    """Run a command inside a Pod (n1p1) or a node (n1)."""
+    """Run a command inside a Pod (n1p1), a node (n1) or the host beyond the cluster (outside).
+
+    Example: podwire lab exec n1p1 -- ping -c1 10.42.2.2
+    """
     from shim.lab import ledger, netns
 
+    if command[0] == "--":
+        command = command[1:]
+    if not command:
+        raise click.UsageError("say which command to run: podwire lab exec POD -- COMMAND…")
     with _said_in_one_line():
         netns.need_root()
         path = netns.path_of(ledger.the_one(name).netns_of(place))

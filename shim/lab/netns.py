@@ -14,8 +14,8 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,17 +100,15 @@ def enter(path: Path) -> None:
 def run(path: Path, command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command inside the namespace; options are those of subprocess.run, output is captured text."""
     settings: dict[str, Any] = {"capture_output": True, "text": True, "check": False} | options
-    return call(
-        path,
-        lambda: subprocess.run(command, **settings),  # noqa: PLW1510 - among the settings
-        to_the_end=False,
-    )
+    with _found(command):
+        return call(path, lambda: subprocess.run(command, **settings), to_the_end=False)  # noqa: PLW1510 - a setting
 
 
 def popen(path: Path, command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
     """Start a command inside the namespace; options are those of subprocess.Popen, streams are text."""
     settings: dict[str, Any] = {"text": True} | options
-    return call(path, lambda: subprocess.Popen(command, **settings))
+    with _found(command):
+        return call(path, lambda: subprocess.Popen(command, **settings))
 
 
 def open_socket(path: Path, family: int, kind: int, protocol: int = 0) -> socket.socket:
@@ -120,10 +118,7 @@ def open_socket(path: Path, family: int, kind: int, protocol: int = 0) -> socket
 
 def ip_batch(path: Path, lines: Sequence[str]) -> None:
     """Run lines of ip(8) inside the namespace, as one process. LabError names the first that failed."""
-    try:
-        done = run(path, ["ip", "-batch", "-"], input="\n".join(lines) + "\n")
-    except FileNotFoundError:
-        raise LabError("the command `ip` is missing: install the package iproute2") from None
+    done = run(path, ["ip", "-batch", "-"], input="\n".join(lines) + "\n")
     if done.returncode:
         raise LabError(f"ip failed inside {path.name}: {' / '.join(done.stderr.split(chr(10))).strip(' /')}")
 
@@ -150,6 +145,14 @@ def pids_inside(names: Collection[str]) -> list[int]:
             if (found.st_dev, found.st_ino) in wanted and int(entry.name) != os.getpid():
                 pids.append(int(entry.name))
     return pids
+
+
+@contextmanager
+def _found(command: Sequence[str]) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise LabError(f"the command `{command[0]}` is missing on this machine: install it") from None
 
 
 def _prepare_directory() -> None:

@@ -33,7 +33,10 @@ def reachability(matrix: Matrix) -> Table:
 def counters(every: Sequence[tuple[str, Counters]], pods: Mapping[str, str]) -> Table:
     """Return one row for each attachment and peer of each node; `pods` gives names to sandbox ids."""
     table = Table(
-        box=SIMPLE_HEAD, caption=f"Besides, the kernel dropped at full rings and sockets: {_kernel_drops(every)}"
+        box=SIMPLE_HEAD,
+        padding=_PADDING,
+        pad_edge=False,
+        caption=f"Besides, the kernel dropped at full rings and sockets: {_kernel_drops(every)}",
     )
     for title in ("at", "from"):
         table.add_column(title, no_wrap=True)

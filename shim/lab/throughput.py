@@ -67,10 +67,7 @@ def _ended_after(process: subprocess.Popen[str], timeout_s: float) -> Iterator[N
 
 @contextmanager
 def _running(pod: LabPod, command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    try:
-        process = pod.popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    except FileNotFoundError:
-        raise LabError(f"the command `{command[0]}` is missing: install the package {command[0]}") from None
+    process = pod.popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     with process:
         try:
             yield process
