@@ -3,11 +3,12 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test lint format bench proto setup clean need-root
+.PHONY: help demo test fuzz lint format bench proto setup clean need-root
 
 # PATH as a login shell of root has it: ip and nft are in /usr/sbin.
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
 ARGS ?=
+FUZZ_PACKETS ?= 1000000
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +20,9 @@ demo: need-root ## watch Pods on three nodes talk to each other (root, under a m
 test: need-root ## run every test (root, under six minutes); ARGS="-k icmp -x" for some of them
 	@scripts/setup.sh dev
 	@python -m pytest -q $(ARGS)
+
+fuzz: setup ## send a million mutated datagrams, and as many frames, to each engine; FUZZ_PACKETS=, ARGS="--seed 1"
+	@python -m tests.fuzz --packets $(FUZZ_PACKETS) $(ARGS)
 
 lint: ## check format, style, types and that generated files are fresh
 	@scripts/setup.sh dev

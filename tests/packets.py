@@ -150,12 +150,18 @@ def _segment(head: bytearray, at: int, index: int, piece: bytes, is_last: bool, 
     return bytes(head) + piece
 
 
-def flows(size: int) -> Iterator[tuple[str, int, bytes]]:
-    """Yield (name, protocol, packet) of every kind that is joined and split, with a payload of that size."""
+def flows(size: int, own: int = 1, other: int = 2) -> Iterator[tuple[str, int, bytes]]:
+    """Yield (name, protocol, packet) of every kind that is joined and split, with a payload of that size.
+
+    From Pod 2 of node `own` to Pod 3 of node `other`.
+    """
     payload = bytes(index * 7 & 0xFF for index in range(size))
     timestamps = b"\1\1\x08\x0a" + bytes(range(8))
     extension = bytes((0, 0, 1, 4, 0, 0, 0, 0))
-    for version, src, dst in ((4, "10.42.1.2", "10.42.2.3"), (6, "fd42:1::2", "fd42:2::3")):
+    for version, src, dst in (
+        (4, f"10.42.{own}.2", f"10.42.{other}.3"),
+        (6, f"fd42:{own}::2", f"fd42:{other}::3"),
+    ):
         for protocol, body in ((TCP, tcp(payload, options=timestamps)), (UDP, udp(payload))):
             name = f"{'tcp' if protocol == TCP else 'udp'}{version}"
             yield name, protocol, ip(src, dst, protocol, body)

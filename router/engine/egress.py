@@ -224,7 +224,8 @@ class Egress:
     ) -> int:
         """Write the Geneve header before the packet and make it the train's next datagram, or a new train's first."""
         if vnet.flags & NEEDS_CSUM:
-            if vnet.csum_start + vnet.csum_offset + 2 > end - at - _HEADER:
+            where = vnet.csum_start + vnet.csum_offset
+            if vnet.csum_start < header.header_bytes or vnet.csum_offset > 0xFF or where + 2 > end - at - _HEADER:
                 port.tallies[EGRESS].drop(DropReason.MALFORMED)
                 return at
             key = (header.version, geneve.PARTIAL_CHECKSUM, vnet.csum_offset, vnet.csum_start)
