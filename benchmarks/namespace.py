@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,7 +17,7 @@ from typing import IO, TypeVar
 T = TypeVar("T")
 
 _RUN_DIR = Path("/run/netns")
-_PREFIX = "pwb"
+PREFIX = "pwb"
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -32,13 +34,17 @@ def ip(*words: str | int) -> None:
 def sweep() -> list[str]:
     """Remove what benchmark runs that were killed have left; return the names of the namespaces removed."""
     removed = []
-    for path in _RUN_DIR.glob(f"{_PREFIX}-*"):
-        owner = re.fullmatch(rf"{_PREFIX}-(\d+)-.*", path.name)
+    for path in _RUN_DIR.glob(f"{PREFIX}-*"):
+        owner = re.fullmatch(rf"{PREFIX}-(\d+)-.*", path.name)
         if owner and not Path("/proc", owner[1]).exists():
             for pid in _check(["ip", "netns", "pids", path.name]).split():
                 os.kill(int(pid), 9)
             ip("netns", "delete", path.name)
             removed.append(path.name)
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}-*"):
+        owner = re.fullmatch(rf"{PREFIX}-(\d+)-.*", path.name)
+        if owner and not Path("/proc", owner[1]).exists():
+            shutil.rmtree(path)
     return removed
 
 
@@ -46,7 +52,7 @@ class Namespace:
     """A network namespace that lives until the stack is closed. Forwards IP, loopback is up."""
 
     def __init__(self, stack: ExitStack, label: str) -> None:
-        self.name = f"{_PREFIX}-{os.getpid()}-{label}"
+        self.name = f"{PREFIX}-{os.getpid()}-{label}"
         self.path = str(_RUN_DIR / self.name)
         ip("netns", "add", self.name)
         stack.callback(ip, "netns", "delete", self.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from abc import ABC, abstractmethod
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.cluster import Cluster, await_device, await_reachable, subnet
 from benchmarks.contenders.interface import Network, Way
-from benchmarks.namespace import CommandFailed, Namespace
+from benchmarks.namespace import PREFIX, CommandFailed, Namespace
 
 DEVICE = "tun-bench"
 
@@ -32,7 +33,9 @@ class Tunnel(ABC):
         cluster = Cluster(stack, self.name)
         client = cluster.routed_pod(0, 0, self.mtu_bytes)
         server = cluster.routed_pod(1, 0, self.mtu_bytes)
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"pwb-{self.name}-")))
+        directory = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{PREFIX}-{os.getpid()}-{self.name}-"))
+        )
         self.prepare(directory)
         processes = []
         for index, node in enumerate(cluster.nodes):
