@@ -144,6 +144,7 @@ class Egress:
         if hop:
             decrement_hop_limit(self._buffer, packet_at)
         if wire_bytes > target.mtu_bytes:
+            self._flush(port, view)  # what came before leaves before
             self._forward_in_fragments(port, way, header, vnet, shape, at, end, packets)
             return at
         if to_port is not None:
@@ -186,6 +187,7 @@ class Egress:
     ) -> None:
         packet = self._view[at + _HEADER : end]
         tally, sent = port.tallies[EGRESS], peer.tallies[EGRESS]
+        encap_bytes = _HEADER if peer.next_hop.offload else geneve.BASE_BYTES
         for train in self._splitter.split(packet, header, vnet, shape, peer.next_hop.offload):
             reason = self._sender.send(train, peer)
             if reason is DropReason.TOO_BIG:
@@ -194,7 +196,7 @@ class Egress:
             self._settle(tally, reason, train.packets)
             if reason is None:
                 sent.sent_packets += train.packets
-                sent.sent_bytes += len(train.datagrams) - train.packets * _HEADER
+                sent.sent_bytes += len(train.datagrams) - train.packets * encap_bytes
 
     # Single packets
 
