@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders.interface import Way
 from benchmarks.cpu import read_cpu_time
 from benchmarks.figures import Figures, Metric, percentile
@@ -52,7 +53,7 @@ def run(figures: Figures, pods: int, subnets: int, seconds: float, progress: Pro
     from shim.lab import Lab
     from shim.lab.errors import LabError
 
-    figures.titles.setdefault(WHO, "Podwire")
+    figures.titles.setdefault(WHO, next(each.title for each in CONTENDERS if each.name == WHO))
     progress("acceptance: bringing a lab up")
     try:
         with Lab(nodes=2, pods=1, router_args=("--network", _WIDE_RANGE)) as lab:

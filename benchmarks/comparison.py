@@ -61,8 +61,13 @@ def render_comparison(old: Figures, new: Figures) -> Table:
                   caption="× = ratios to the base compared; bare figures hold on one machine only. "
                           "Grey: the rounds of the two runs overlap.")  # fmt: skip
     for title in ("", "", "then", "now", "now / then"):
-        table.add_column(title, justify="left" if not title else "right")
+        table.add_column(title, justify="right" if title else "left")
+    group = ""
     for change in compare(old, new):
+        if change.metric.group != group:
+            group = change.metric.group
+            table.add_section()
+            table.add_row(Text(group, style="bold"))
         sign = "×" if change.relative else f" {change.metric.unit}"
         style = ("green" if change.better else "red") if change.certain else "dim"
         table.add_row(

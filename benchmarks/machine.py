@@ -78,5 +78,5 @@ def _first_line(*command: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except FileNotFoundError:
         return ""
-    printed = (done.stdout or done.stderr).strip()
+    printed = "" if done.returncode else (done.stdout or done.stderr).strip()
     return printed.splitlines()[0] if printed else ""

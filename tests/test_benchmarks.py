@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from benchmarks import hot_path, rounds
+from benchmarks import acceptance, hot_path, rounds
 from benchmarks.__main__ import main
 from benchmarks.comparison import compare
 from benchmarks.contenders import CONTENDERS, Network, absence
@@ -194,18 +194,29 @@ def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.netns
-def test_veth_and_vxlan_take_turns() -> None:
-    contenders = [contender for contender in CONTENDERS if contender.name in ("veth", "vxlan")]
+def test_podwire_veth_and_vxlan_take_turns() -> None:
+    contenders = [contender for contender in CONTENDERS if contender.name in ("podwire", "veth", "vxlan")]
     measures = [measure for measure in MEASURES if measure.name in ("tcp1", "udp64", "rtt")]
     assert not any(map(absence, contenders))
     figures = Figures()
     rounds.run(figures, contenders, measures, 1, 0.2, lambda _text: None)
     assert not figures.failures
     for key in ("tcp1_gbps", "udp64_kpps", "rtt_udp_p50_us", "rtt_icmp_p99_us"):
-        ratio = figures.ratio(key, "veth")
-        assert ratio is not None, key
-        assert ratio.median > 0
+        for contender in ("podwire", "veth"):
+            ratio = figures.ratio(key, contender)
+            assert ratio is not None, (key, contender)
+            assert ratio.median > 0
     assert not list(Path("/run/netns").glob(f"pwb-{os.getpid()}-*"))
+
+
+@pytest.mark.netns
+def test_every_promise_is_measured() -> None:
+    figures = Figures()
+    acceptance.run(figures, 2, 50, 0.2, lambda _text: None)
+    assert not figures.failures
+    bounded = {metric.title for metric in figures.metrics.values() if not math.isnan(metric.bound)}
+    assert bounded >= {"Attach p50", "Resident", "Idle CPU", "Call worst", "In no counter", "Lost meanwhile"}
+    assert all(len(values["podwire"]) == 1 for values in figures.values.values())
 
 
 @pytest.mark.netns

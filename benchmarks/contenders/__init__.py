@@ -10,7 +10,18 @@ from benchmarks.contenders.tinc import Tinc
 from benchmarks.contenders.veth import Veth
 from benchmarks.contenders.vxlan import Vxlan
 from benchmarks.contenders.wireguard import Wireguard
+from router.engine.choose import available
 
-CONTENDERS: tuple[Contender, ...] = (Podwire(), Veth(), Vxlan(), Wireguard(), Nebula(), Fastd(), Tinc())
+_BEST, *_OTHERS = available()
+CONTENDERS: tuple[Contender, ...] = (
+    Podwire("podwire", _BEST),
+    *(Podwire(f"podwire-{engine}", engine) for engine in _OTHERS),
+    Veth(),
+    Vxlan(),
+    Wireguard(),
+    Nebula(),
+    Fastd(),
+    Tinc(),
+)
 
 __all__ = ["CONTENDERS", "Contender", "Network", "Way", "absence"]

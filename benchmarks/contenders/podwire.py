@@ -29,8 +29,8 @@ class Podwire:
     programs = ("ip",)
     packages = ("iproute2",)
 
-    def __init__(self, engine: str = "python") -> None:
-        self.name = "podwire"
+    def __init__(self, name: str, engine: str) -> None:
+        self.name = name
         self.title = f"Podwire {engine}"
         self._engine = engine
 
