@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from shim.answers import AttachmentCounters, Counters, Tally
@@ -41,16 +42,17 @@ def of_pod(pod: LabPod) -> AttachmentCounters:
     return next(each for each in counters(pod.node).attachments if each.key.sandbox_id == pod.sandbox_id)
 
 
-def received_bytes(pod: LabPod) -> Callable[[], int]:
-    """Return a cheap reading of what the Pod's eth0 has received; the file stays that of the Pod's namespace."""
-    file = netns.call(pod.netns_path, Path("/proc/thread-self/net/dev").open)
+@contextmanager
+def reading_bytes(pod: LabPod) -> Iterator[Callable[[], int]]:
+    """Yield a cheap reading of what the Pod's eth0 has received; the file stays that of the Pod's namespace."""
+    with netns.call(pod.netns_path, Path("/proc/thread-self/net/dev").open) as file:
 
-    def read() -> int:
-        file.seek(0)
-        line = next(line for line in file if line.strip().startswith("eth0:"))
-        return int(line.partition(":")[2].split()[0])
+        def read() -> int:
+            file.seek(0)
+            line = next(line for line in file if line.strip().startswith("eth0:"))
+            return int(line.partition(":")[2].split()[0])
 
-    return read
+        yield read
 
 
 def eventually(condition: Callable[[], bool], timeout_s: float = 10.0, what: str = "it") -> float:
