@@ -12,7 +12,7 @@ import pytest
 
 from router.engine.choose import available
 from router.model import NODE_KEY, DropReason, NextHop, Offloads, Verdict, VerdictKind
-from tests.engine_rig import VNI, Rig, Tap, endpoint_of, key, node, pair, underlay, until
+from tests.engine_rig import VNI, Rig, Tap, key, pair, underlay
 from tests.packets import (
     ACK,
     PLAIN_VNET,
@@ -27,23 +27,11 @@ from tests.packets import (
     partial,
     tcp,
     udp,
-    word_sum,
 )
+from tests.peer import V4, V6, HandMade, geneve, one_hop_on
 
-SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
 ENGINES = pytest.mark.parametrize("engine", available())
-V4 = ("10.42.1.2", "10.42.2.3")
-V6 = ("fd42:1::2", "fd42:2::3")
 FAMILIES = pytest.mark.parametrize("ends", [V4, V6], ids=["v4", "v6"])
-
-
-def one_hop_on(packet: bytes) -> bytes:
-    """Return the packet as it leaves a router."""
-    if packet[0] >> 4 == 6:
-        return packet[:7] + bytes((packet[7] - 1,)) + packet[8:]
-    size = (packet[0] & 15) * 4
-    head = packet[:8] + bytes((packet[8] - 1,)) + packet[9:10] + b"\0\0" + packet[12:size]
-    return head[:10] + struct.pack(">H", ~word_sum(head) & 0xFFFF) + packet[12:]
 
 
 @pytest.fixture(params=available())
@@ -58,56 +46,6 @@ def nodes(request: pytest.FixtureRequest) -> Iterator[tuple[Rig, Rig]]:
 
 def taps(nodes: tuple[Rig, Rig]) -> tuple[Tap, Tap]:
     return nodes[0].taps[key("a")], nodes[1].taps[key("b")]
-
-
-class HandMade:
-    """A peer made by hand: a socket, and the datagrams that came."""
-
-    def __init__(self, rig: Rig, number: int = 2, offload: bool = True, address: str = "127.0.0.1") -> None:
-        self.socket = underlay(address)
-        self.node = node(number, endpoint_of(self.socket), offload)
-        self._rig = rig
-
-    def __enter__(self) -> HandMade:
-        self._rig.know((*self._rig.table.nodes[1:], self.node))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    def datagrams(self, count: int) -> list[bytes]:
-        found: list[bytes] = []
-
-        def enough() -> bool:
-            self._rig.pump()
-            try:
-                whole, control, _, sender = self.socket.recvmsg(1 << 17, 64)
-            except BlockingIOError:
-                return len(found) >= count
-            assert sender == self._rig.socket.getsockname()
-            step = len(whole)
-            for level, kind, value in control:
-                if (level, kind) == (SOL_UDP, UDP_GRO):
-                    (step,) = struct.unpack_from("=i", value)
-            found.extend(whole[at : at + step] for at in range(0, len(whole), step))
-            return len(found) >= count
-
-        until(enough, f"{count} datagrams, only {len(found)} came")
-        return found
-
-    def send(self, *rows: bytes) -> None:
-        """Send datagrams, several as one train."""
-        control = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", len(rows[0])))] if len(rows) > 1 else []
-        self.socket.sendmsg([b"".join(rows)], control, 0, self._rig.socket.getsockname())
-
-
-def geneve(packet: bytes, protocol: int = 0, at: int = 0, vni: int = VNI, option: bool = True) -> bytes:
-    """Encapsulate by hand, as docs/architecture.md draws it; `protocol` means its checksum is partial."""
-    base = struct.pack(">HI", 0x0800 if packet[0] >> 4 == 4 else 0x86DD, vni << 8)
-    if not option:
-        return b"\0\0" + base + packet
-    offset = {TCP: 16, UDP: 6}.get(protocol, 0)
-    return b"\3\x40" + base + struct.pack(">HBBBBHHBB", 0xFFFF, 0x81, 2, protocol != 0, offset, at, 0, 0, 0) + packet
 
 
 @FAMILIES

@@ -46,7 +46,8 @@ class Exceptions:
         if not self._rate.allow(source, self.now_s()):
             self.suppressed += 1
             return
-        error = make_error(bytes(packet), reason, view.snapshot.node_addresses, mtu_bytes)
+        limit_bytes = mtu_bytes or self._settings.mtu_bytes
+        error = make_error(bytes(packet), reason, view.snapshot.node_addresses, limit_bytes)
         if error is not None and self.emit(error, view) is None:
             tally.icmp_errors += 1
 
