@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import ExitStack
 
 from shim.lab import netns
@@ -18,9 +19,11 @@ _WAIT_S = 20.0
 class Pump:
     """Sends from one Pod to an address of another inside the `with` block; fails at its end if a byte was wrong."""
 
-    def __init__(self, source: LabPod, target: LabPod, address: Address) -> None:
+    def __init__(self, source: LabPod, target: LabPod, address: Address, pause_s: float = 0) -> None:
+        """`pause_s` after each quarter of a megabyte leaves the processors something for others."""
         self._source, self._target, self._address = source, target, address
         self._stack = ExitStack()
+        self._pause_s = pause_s
         self._stopping = False
         self._threads: list[threading.Thread] = []
         self.sent_bytes = 0
@@ -62,6 +65,7 @@ class Pump:
             while not self._stopping:
                 sender.sendall(_PATTERN)
                 self.sent_bytes += len(_PATTERN)
+                time.sleep(self._pause_s)
             sender.shutdown(socket.SHUT_WR)
         except OSError as error:
             self.error = f"sending: {error}"
