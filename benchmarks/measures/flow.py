@@ -100,14 +100,20 @@ class _IoVec(ctypes.Structure):
     _fields_ = [("base", ctypes.c_void_p), ("size", ctypes.c_size_t)]
 
 
-class _Message(ctypes.Structure):
-    """struct mmsghdr on 64-bit Linux."""
+class _Header(ctypes.Structure):
+    """struct msghdr on 64-bit Linux, with its padding at the end."""
 
     _fields_ = [
         ("name", ctypes.c_void_p), ("name_bytes", ctypes.c_uint32), ("vectors", ctypes.POINTER(_IoVec)),
         ("vector_count", ctypes.c_size_t), ("control", ctypes.c_void_p), ("control_bytes", ctypes.c_size_t),
-        ("flags", ctypes.c_int), ("sent_bytes", ctypes.c_uint32),
+        ("flags", ctypes.c_int),
     ]  # fmt: skip
+
+
+class _Message(ctypes.Structure):
+    """struct mmsghdr: 64 bytes, as the header's padding comes before the count."""
+
+    _fields_ = [("header", _Header), ("sent_bytes", ctypes.c_uint32)]
 
 
 class _Sender(threading.Thread):
@@ -118,7 +124,7 @@ class _Sender(threading.Thread):
         self._fd = connected.fileno()
         self._payload = ctypes.create_string_buffer(payload, len(payload))
         self._vector = _IoVec(ctypes.addressof(self._payload), len(payload))
-        message = _Message(vectors=ctypes.pointer(self._vector), vector_count=1)
+        message = _Message(_Header(vectors=ctypes.pointer(self._vector), vector_count=1))
         self._count = _PACED_BATCH if packets_per_s else _BATCH
         self._batch = (_Message * self._count)(*[message] * self._count)
         self._interval_s = self._count / packets_per_s if packets_per_s else 0
