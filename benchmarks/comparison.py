@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -54,24 +55,30 @@ def compare(old: Figures, new: Figures) -> Iterator[Change]:
             yield Change(metric, contender, was.median, now.median, relative, apart)
 
 
-def render_comparison(old: Figures, new: Figures) -> Table:
-    """Return the changes as a table."""
-    then = f"{old.machine.get('commit')}, {old.machine.get('date')}"
-    table = Table(title=f"Against {then}", box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left",
-                  caption="× = ratios to the base compared; bare figures hold on one machine only. "
-                          "Grey: the rounds of the two runs overlap.")  # fmt: skip
-    for title in ("", "", "then", "now", "now / then"):
-        table.add_column(title, justify="right" if title else "left")
-    group = ""
+def render_comparison(old: Figures, new: Figures) -> RenderableType:
+    """Return the changes as a table a group."""
+    tables: dict[str, Table] = {}
     for change in compare(old, new):
-        if change.metric.group != group:
-            group = change.metric.group
-            table.add_section()
-            table.add_row(Text(group, style="bold"))
+        table = tables.get(change.metric.group)
+        if table is None:
+            table = tables[change.metric.group] = Table(
+                title=change.metric.group, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
+            )
+            for title in ("", "", "then", "now", "now / then"):
+                table.add_column(title, justify="right" if title else "left", no_wrap=not title)
         sign = "×" if change.relative else f" {change.metric.unit}"
         style = ("green" if change.better else "red") if change.certain else "dim"
         table.add_row(
             change.metric.title, new.titles.get(change.contender, change.contender),
             f"{number(change.old)}{sign}", f"{number(change.new)}{sign}", Text(f"{change.factor:.2f}", style=style),
         )  # fmt: skip
-    return table
+    then = f"{old.machine.get('commit')}, {old.machine.get('date')}"
+    return Group(
+        Text(f"\nAgainst {then}", style="bold"),
+        *tables.values(),
+        Text(
+            "× = ratios to the base compared; bare figures hold on one machine only · "
+            "grey: the rounds of the two runs overlap",
+            style="dim",
+        ),
+    )
