@@ -21,7 +21,7 @@ from typing import Final
 from router import geneve
 from router.decide import decide_transit
 from router.engine.exceptions import Exceptions, write
-from router.engine.interface import BATCH_PACKETS, EngineSettings, Host
+from router.engine.interface import EngineSettings, Host
 from router.engine.ports import EGRESS, Peer, Port, View, Way
 from router.engine.sender import Sender
 from router.model import DropReason, Tally, VerdictKind
@@ -66,14 +66,14 @@ class Egress:
         self._train_count = 0
         self._train_inner_bytes = 0
 
-    def batch(self, port: Port, view: View) -> int:
-        """Read and forward at most BATCH_PACKETS frames of one attachment; return how many there were."""
+    def batch(self, port: Port, view: View, most: int) -> int:
+        """Read and forward at most `most` frames of one attachment; return how many there were."""
         fd, buffer, frames = port.fd, self._buffer, self._view
         tally = port.tallies[EGRESS]
         ways = port.ways(view)
         at, reads, read_bytes = 0, 0, 0
         self._train_count = 0
-        while reads < BATCH_PACKETS and read_bytes < _BATCH_BYTES:
+        while reads < most and read_bytes < _BATCH_BYTES:
             try:
                 size = os.readv(fd, (frames[at + _FRAME_AT : at + _HEADER + MAX_PACKET_BYTES],))
             except BlockingIOError:

@@ -16,7 +16,7 @@ from typing import Final
 from router import geneve
 from router.decide import decide_transit
 from router.engine.exceptions import Exceptions, write
-from router.engine.interface import BATCH_PACKETS, EngineSettings, Host
+from router.engine.interface import EngineSettings, Host
 from router.engine.ports import INGRESS, Party, Peer, Port, View, Way
 from router.engine.sender import SOL_UDP, Sender
 from router.merge import Merger
@@ -47,10 +47,10 @@ class Ingress:
         self._space = memoryview(self._buffer)[_HEADROOM:]
         self._view = memoryview(self._buffer)
 
-    def batch(self, view: View) -> int:
-        """Receive and deliver at most BATCH_PACKETS trains; return how many there were."""
+    def batch(self, view: View, most: int) -> int:
+        """Receive and deliver at most `most` trains; return how many there were."""
         receive, space = self._socket.recvmsg_into, (self._space,)
-        for reads in range(BATCH_PACKETS):
+        for reads in range(most):
             try:
                 size, control, flags, sockaddr = receive(space, _CONTROL_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -72,7 +72,7 @@ class Ingress:
             else:
                 end = _HEADROOM + size
                 self._deliver(peer, view, Train(self._view[:end], segment_bytes, count), end)
-        return BATCH_PACKETS
+        return most
 
     @staticmethod
     def _receive(tally: Tally, packets: int, packet_bytes: int) -> None:

@@ -15,13 +15,15 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TypeVar
 
+from router.engine.interface import BATCH_PACKETS
+
 T = TypeVar("T")
 
 
 class Loop:
-    """Runs `batch(fd)` for every readable fd, and `call`s in between. A batch returns how many reads it did."""
+    """Runs `batch(fd, most)` for every readable fd, and `call`s in between. A batch does at most `most` reads and says how many."""
 
-    def __init__(self, name: str, batch: Callable[[int], int], failed: Callable[[str], None]) -> None:
+    def __init__(self, name: str, batch: Callable[[int, int], int], failed: Callable[[str], None]) -> None:
         self._name = name
         self._batch = batch
         self._failed = failed
@@ -77,7 +79,7 @@ class Loop:
             before = done
             for fd, _ in self._epoll.poll(0):
                 if fd != self._wake and done < budget:
-                    done += self._batch(fd)
+                    done += self._batch(fd, min(budget - done, BATCH_PACKETS))
             if done == before:
                 break
         return done
@@ -89,7 +91,7 @@ class Loop:
                     self._drain_wake()
                     continue
                 try:
-                    self._batch(fd)
+                    self._batch(fd, BATCH_PACKETS)
                 except Exception as error:  # noqa: BLE001 - a bug must cost a batch, not the node's network
                     self._failed(f"{self._name}: {type(error).__name__}: {error}")
                 if self._calls:

@@ -53,17 +53,17 @@ class PythonEngine:
 
     # Batches, each in its loop's thread
 
-    def _egress_batch(self, fd: int) -> int:
+    def _egress_batch(self, fd: int, most: int) -> int:
         port = self._ports_by_fd.get(fd)
         if port is None:  # detached between the wake-up and now
             return 0
-        reads = self._egress.batch(port, self._view)
+        reads = self._egress.batch(port, self._view, most)
         if port.lost:
             self._outward.unwatch(fd)
         return reads
 
-    def _ingress_batch(self, _fd: int) -> int:
-        return self._ingress.batch(self._view)
+    def _ingress_batch(self, _fd: int, most: int) -> int:
+        return self._ingress.batch(self._view, most)
 
     def _between_batches(self, work: Callable[[], T]) -> T:
         """Run `work` while neither loop is in a batch."""
@@ -155,7 +155,7 @@ class PythonEngine:
         self._inward.stop()
 
     def forward(self, budget: int) -> int:
-        """Handle at most about `budget` waiting reads in this thread; only while not started."""
+        """Handle at most `budget` waiting reads in this thread; only while not started."""
         done = self._outward.poll(budget)
         return done + self._inward.poll(budget - done) if done < budget else done
 
