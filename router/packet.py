@@ -97,9 +97,11 @@ def decrement_hop_limit(buffer: bytearray | memoryview, start: int) -> None:
         buffer[start + 7] -= 1
         return
     buffer[start + 8] -= 1
-    # One less in the high byte of a word that is summed: 0x0100 more in the complement, the carry going round.
+    # One less in the high byte of a word that is summed: 0x0100 more in the complement, the carry going round. 0xFFFF
+    # goes round too: it would be the zero that no header sums to (ip_decrease_ttl, include/net/ip.h).
     checksum = (buffer[start + 10] << 8 | buffer[start + 11]) + 0x0100
-    checksum = (checksum & 0xFFFF) + (checksum >> 16)
+    checksum += checksum >= 0xFFFF
+    checksum &= 0xFFFF
     buffer[start + 10] = checksum >> 8
     buffer[start + 11] = checksum & 0xFF
 
