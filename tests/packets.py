@@ -40,13 +40,13 @@ def ip(
 
 
 def tcp(
-    payload: bytes, *, seq: int = 1, flags: int = ACK, options: bytes = b"", ports: tuple[int, int] = (40000, 80)
+    payload: bytes, *, seq: int = 1, flags: int = ACK, options: bytes = b"", ports: tuple[int, int] = (40000, 50001)
 ) -> bytes:
     """Make a TCP segment without checksum."""
     return struct.pack(">HHIIBBHHH", *ports, seq, 7, (5 + len(options) // 4) << 4, flags, 512, 0, 0) + options + payload
 
 
-def udp(payload: bytes, ports: tuple[int, int] = (40000, 53)) -> bytes:
+def udp(payload: bytes, ports: tuple[int, int] = (40000, 50001)) -> bytes:
     """Make a UDP datagram without checksum."""
     return struct.pack(">HHHH", *ports, 8 + len(payload), 0) + payload
 
