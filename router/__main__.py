@@ -99,10 +99,22 @@ def main(arguments: Iterable[str] | None = None) -> Any:
     from router.errors import Refusal
 
     try:
-        return podwire.main(args=None if arguments is None else list(arguments), prog_name="podwire")
+        given = None if arguments is None else list(arguments)
+        return podwire.main(args=given, prog_name="podwire", standalone_mode=False)
     except Refusal as refusal:
         click.echo(f"podwire: {refusal.message}", err=True)
         sys.exit(1)
+    except click.Abort:
+        sys.exit(130)
+    except click.UsageError as error:
+        if error.ctx is None or type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2; 8.1 exits by itself
+            error.show()
+        else:  # one line, as every other refusal
+            click.echo(f"podwire: {error.format_message()} See `{error.ctx.command_path} --help`.", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def _run(flags: dict[str, object], config_file: Path | None) -> None:
 
     from router.control import serve
     from router.daemon import Daemon
-    from router.listen import TcpListener
+    from router.listen import TcpListener, UnixSocket
 
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -114,9 +114,18 @@ def _run(flags: dict[str, object], config_file: Path | None) -> None:
     tcp = (
         TcpListener(str(tls.listen.address), tls.listen.port, str(tls.cert), str(tls.key), str(tls.ca)) if tls else None
     )
+    # Looked at before anything is made, so that what is refused is refused in one line.
+    UnixSocket(str(settings.socket_path)).check_free()
+    if tcp is not None:
+        tcp.read()
+        tcp.check_free()
     daemon = Daemon(settings)
     try:
         server = serve(daemon, socket_path=str(settings.socket_path), tcp=tcp)
+    except BaseException:
+        daemon.withdraw()
+        raise
+    try:
         server.start()
         logging.getLogger("router").info("control at unix:%s", settings.socket_path)
         ended.wait()

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Collection
-from contextlib import ExitStack
+from collections.abc import Callable, Collection
+from contextlib import ExitStack, suppress
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
@@ -51,6 +51,7 @@ class Daemon:
             self._offloads = self._test_offloads()
             self._journal = Journal(settings.state_dir / "router.db")
             undo.callback(self._journal.close)
+            undo.push(_if_failed(self._journal.withdraw))
             self._epoch = self._identify()
             self._tables = Tables(settings, self._journal, self._apply)
             self._source = FileSource(settings.subnets_file) if settings.subnets_file else None
@@ -76,6 +77,7 @@ class Daemon:
                 settings.networks, self._mtu_bytes, self._offloads, settings.egress, settings.masquerade
             )
             undo.callback(self._uplink.close)
+            undo.push(_if_failed(self._uplink.withdraw))
             self._attachments.restore(self._tables.own_subnets(first))
             self._note(self._uplink.apply(self._tables.own_subnets(first), self._engine))
             undo.callback(self._engine.stop)
@@ -98,6 +100,12 @@ class Daemon:
     def close(self) -> None:
         """End every thread and let go of every fd; devices, addresses and rules stay for the next router."""
         self._undo.close()
+        self.events.close()
+
+    def withdraw(self) -> None:
+        """End a start that came to nothing: as `close`, and what it made on this node is gone too."""
+        with suppress(_Withdrawn), self._undo:
+            raise _Withdrawn
         self.events.close()
 
     # Start
@@ -282,6 +290,20 @@ class Daemon:
         """Note a bug of the engine's."""
         _log.error("engine: %s", why)
         self.events.record(EventKind.ENGINE_ERROR, why, node=self._settings.node)
+
+
+class _Withdrawn(Exception):
+    """Makes an ExitStack unwind as after a failure."""
+
+
+def _if_failed(action: Callable[[], None]) -> Callable[[type[BaseException] | None, object, object], None]:
+    """Return an exit callback that acts only when the stack unwinds because of an exception."""
+
+    def leave(kind: type[BaseException] | None, _error: object, _trace: object) -> None:
+        if kind is not None:
+            action()
+
+    return leave
 
 
 def _resident_bytes() -> int:

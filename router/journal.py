@@ -92,10 +92,12 @@ class Journal:
         """Open or create the file, and keep every other router out of its directory until `close`."""
         self._path = path
         self._mutex = threading.Lock()
+        self._made = [made for made in (path, path.parent / "lock", path.parent) if not os.path.lexists(made)]
         self._lock_fd = _own_directory(path)
         try:
             self._db = self._open()
         except BaseException:
+            self._unmake()
             os.close(self._lock_fd)
             raise
 
@@ -212,6 +214,21 @@ class Journal:
                 self._db.close()
                 os.close(self._lock_fd)
                 self._lock_fd = -1
+
+    def withdraw(self) -> None:
+        """Close, and remove what opening it made: the start it was for came to nothing."""
+        with self._mutex:
+            if self._lock_fd >= 0:
+                self._db.close()  # which takes the -wal and -shm files away
+                self._unmake()
+                os.close(self._lock_fd)
+                self._lock_fd = -1
+
+    def _unmake(self) -> None:
+        """Remove files and directory that were not there before, while the lock still keeps others out."""
+        for made in self._made:
+            with suppress(OSError):
+                made.rmdir() if made == self._path.parent else made.unlink()
 
     def _open(self) -> sqlite3.Connection:
         """Open the file, owner-only before SQLite writes a byte (the -wal and -shm files take over its mode)."""

@@ -104,7 +104,7 @@ class UnixSocket:
                 parent_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 undo.callback(os.close, parent_fd)
                 self._lock(parent_fd)
-                self._check_free()
+                self.check_free()
                 private = Path(tempfile.mkdtemp(prefix=".podwire-", dir=directory))
                 undo.callback(_remove, private)
                 # gRPC unlinks the name it bound when it stops, whatever the number in it then stands for: hence a
@@ -143,7 +143,8 @@ class UnixSocket:
                     raise Refusal(Kind.STATE, message) from None
             time.sleep(0.01)
 
-    def _check_free(self) -> None:
+    def check_free(self) -> None:
+        """Refusal when a router listens there, or something else than a socket is there."""
         try:
             mode = self.path.lstat().st_mode
         except FileNotFoundError:

@@ -28,6 +28,7 @@ class Uplink:
         self._egress = egress
         self._masquerading = masquerading
         self._fd = -1
+        self._made = False
         self._subnets: tuple[Prefix, ...] | None = None
 
     def apply(self, subnets: tuple[Prefix, ...], engine: Engine) -> tuple[str, ...]:
@@ -62,11 +63,20 @@ class Uplink:
         except Refusal as refusal:
             if refusal.kind is not Kind.NOT_FOUND:
                 raise
-        return tun.create(netns.OWN, NODE_KEY.if_name, dress, self._offloads)
+        fd = tun.create(netns.OWN, NODE_KEY.if_name, dress, self._offloads)
+        self._made = True
+        return fd
 
     def ring_drops(self) -> dict[AttachmentKey, int]:
         """Return what the kernel dropped at podwire0's full ring."""
         return {NODE_KEY: tun.ring_drops(netns.OWN, NODE_KEY.if_name)} if self._fd >= 0 else {}
+
+    def withdraw(self) -> None:
+        """Take podwire0 and the rules away again, unless an earlier router had left them: the start came to nothing."""
+        if self._made and self._fd >= 0:
+            tun.discard(self._fd)
+            self._fd = -1
+            masquerade.disable()
 
     def close(self) -> None:
         """Let go of podwire0, which stays with its addresses for the next router."""
