@@ -276,6 +276,35 @@ def test_stops_and_starts_again(rig: Rig) -> None:
     assert rig.tally(key("a")).delivered_packets == 6
 
 
+def test_counts_balance_while_it_stops_and_starts(rig: Rig) -> None:
+    stream = Stream(rig.taps[key("a")], rig.pod("b", 3), (V4[0], "10.42.1.3"))
+    errors: list[BaseException] = []
+    stopping = threading.Event()
+
+    def count() -> None:
+        try:
+            while not stopping.is_set():
+                counted = rig.engine.counters()
+                assert all(tally.balance == 0 for tally in counted.attachments.values())
+        except BaseException as error:  # noqa: BLE001 - shown by the assertion below
+            errors.append(error)
+
+    counting = threading.Thread(target=count)
+    counting.start()
+    try:
+        with stream.running():
+            for _ in range(30):
+                rig.start()
+                at = stream.received
+                until(lambda at=at: stream.received > at or stream.errors, "traffic after a start")
+                rig.stop()
+            rig.start()
+    finally:
+        stopping.set()
+        counting.join()
+    assert errors == []
+
+
 def test_control_is_answered_while_traffic_floods(rig: Rig) -> None:
     pod = rig.taps[key("a")]
     rig.pod("b", 3)

@@ -57,9 +57,10 @@ class Loop:
 
     def start(self) -> None:
         """Start the thread."""
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-        self._thread.start()
+        with self._lock:  # a call that found no thread is done before there is one
+            self._stopping = False
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
 
     def stop(self) -> None:
         """End the thread after its batch and the calls already waiting."""
