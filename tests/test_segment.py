@@ -343,3 +343,27 @@ def test_a_udp_length_is_not_mended_by_joining() -> None:
     for row in range(3):
         data[row * train.segment_bytes + ENCAP + 20 + 5] ^= 4
     assert check_joins(Train(memoryview(data), train.segment_bytes, 3)) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("gso_size", [997, 1000, 1300, 6000, 30_000])
+def test_what_is_joined_is_never_longer_than_a_packet(gso_size: int) -> None:
+    """Rows that go on and on, with a last one that just fits or just does not."""
+    most = 65_535 - 40
+    for size in (most - 1, most, most + 1, most + gso_size, 2 * most):
+        found, step = [], ENCAP + 40 + gso_size
+        for start in range(0, size, gso_size):
+            payload = bytes(min(gso_size, size - start))
+            row = packets.partial(ip("10.42.1.2", "10.42.2.3", TCP, tcp(payload, seq=1 + start)), TCP)
+            found.append(geneve.encode(VNI, 4, geneve.PARTIAL_CHECKSUM, 16, 20) + row)
+        counts = check_joins(Train(memoryview(b"".join(found)), step, len(found)))
+        assert counts[0] == min(len(found), most // gso_size + (size <= most and size % gso_size > 0))
+
+
+@pytest.mark.parametrize("offload", [True, False])
+@pytest.mark.parametrize("flags", [ACK | FIN, ACK | PSH, ACK | CWR | ECE, ACK | FIN | PSH | CWR])
+def test_flags_are_right_over_many_trains(flags: int, offload: bool) -> None:
+    for ends in (("10.42.1.2", "10.42.2.3"), ("fd42:1::2", "fd42:2::3")):
+        received = frame(ip(*ends, TCP, tcp(bytes(20_001), seq=0xFFFFF000, flags=flags)), TCP, gso_size=100)
+        trains = split(received, 64, offload)
+        assert [train.packets for train in trains] == [64, 64, 64, 9]
+        assert [inner(row)[0] for train in trains for row in rows(train)] == packets_of(received)
