@@ -149,6 +149,8 @@ class UnixSocket:
             mode = self.path.lstat().st_mode
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise Refusal(Kind.STATE, f"--socket {self.path}: cannot listen there: {error.strerror}") from None
         if not stat.S_ISSOCK(mode):
             message = f"--socket {self.path}: something that is no socket is there; remove it or choose another path"
             raise Refusal(Kind.STATE, message)

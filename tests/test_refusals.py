@@ -142,6 +142,7 @@ _BAD_FLAGS: list[tuple[dict[str, str | list[str] | None], list[str]]] = [
     ({"address_rest_s": "soon"}, ["--address-rest-s", "soon"]),
     ({"no_such_flag": "1"}, ["--no-such-flag"]),
     ({"socket": "/run/" + "x" * 110}, ["--socket", "107"]),
+    ({"socket": "/etc/hostname/router.sock"}, ["--socket", "/etc/hostname/router.sock", "Not a directory"]),
 ]
 
 
@@ -240,6 +241,34 @@ def test_a_second_router_on_the_same_state(running: Host) -> None:
     assert str(running.state_dir) in line
     with Client(str(running.socket)) as client:
         assert client.status().node == "n1"
+
+
+def test_a_control_socket_that_only_shows_at_the_end_to_be_impossible(host: Host) -> None:
+    """By then everything else is made, and has to go again."""
+    before = host.traces()
+    done = host.run(host.command(socket="/proc/podwire/router.sock"))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("podwire: --socket /proc/podwire/router.sock: cannot listen there")
+    assert host.traces() == before
+
+
+def test_a_socket_where_another_router_listens(running: Host) -> None:
+    line = running.refusal(running.command(underlay="192.0.2.1:6082", state_dir=str(running.directory / "other")))
+    assert str(running.socket) in line
+    assert "a router is running there already" in line
+
+
+def test_what_an_earlier_router_left_outlives_a_refused_start(host: Host) -> None:
+    router = netns.popen(host.path, host.command(), cwd=ROOT, stderr=subprocess.DEVNULL)
+    eventually(lambda: listens(host.socket), what="the router")
+    router.terminate()
+    assert router.wait(10) == 0
+    with netns.open_socket(host.path, socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("192.0.2.1", 6081))
+        assert "in use" in host.refusal(host.command())
+    assert "nft" in host.refusal(["env", "PATH=/nowhere", *host.command()])
+    assert "podwire0" in str(host.traces()["interfaces"])
+    assert "masquerade" in str(host.traces()["rules"])
 
 
 def test_the_state_of_another_node(host: Host) -> None:
