@@ -45,7 +45,9 @@ class Merger:
 
     _PATTERNS = 256
 
-    def __init__(self) -> None:
+    def __init__(self, max_segments: int = 128) -> None:
+        """Join at most `max_segments` UDP datagrams: more the kernel refuses (virtio_net_hdr_to_skb, UDP_MAX_SEGMENTS)."""
+        self._max_segments = max_segments
         self._out = bytearray(VNET_BYTES + MAX_PACKET_BYTES)
         self._view = memoryview(self._out)
         self._bytes = np.frombuffer(self._out, np.uint8)
@@ -71,6 +73,8 @@ class Merger:
         elif U16.unpack_from(train.datagrams, packet + shape.l4 + 4)[0] != step - encap.header_bytes - shape.l4:
             return 1
         full = min(full, (MAX_PACKET_BYTES - shape.header_bytes) // payload_bytes)
+        most = full + 1 if shape.is_tcp else self._max_segments
+        full = min(full, most)
         if header.may_fragment:
             full = self._rightly_numbered(train, packet, full)
         pattern = self._pattern(encap.header_bytes, shape, header)
@@ -79,7 +83,7 @@ class Merger:
         more = min(step, len(train.datagrams) - after)
         if count * payload_bytes + shape.header_bytes + more - headers > MAX_PACKET_BYTES:
             return count
-        if more > headers and self._closes(train, at, after, more, count, encap, shape, pattern):
+        if count < most and more > headers and self._closes(train, at, after, more, count, encap, shape, pattern):
             count += 1
         return count
 

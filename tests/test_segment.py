@@ -367,3 +367,16 @@ def test_flags_are_right_over_many_trains(flags: int, offload: bool) -> None:
         trains = split(received, 64, offload)
         assert [train.packets for train in trains] == [64, 64, 64, 9]
         assert [inner(row)[0] for train in trains for row in rows(train)] == packets_of(received)
+
+
+@pytest.mark.parametrize("most", [64, 128])
+@pytest.mark.parametrize("number", [64, 65, 127, 128, 129, 300])
+def test_no_more_udp_is_joined_than_a_kernel_takes(number: int, most: int) -> None:
+    """virtio_net_hdr_to_skb (linux/virtio_net.h) refuses more than UDP_MAX_SEGMENTS; the refusal costs all of them."""
+    row = packets.partial(ip("10.42.1.2", "10.42.2.3", UDP, udp(bytes(100))), UDP)
+    last = packets.partial(ip("10.42.1.2", "10.42.2.3", UDP, udp(bytes(99))), UDP)
+    head = geneve.encode(VNI, 4, geneve.PARTIAL_CHECKSUM, 6, 20)
+    train = Train(memoryview(b"".join([head + row] * (number - 1) + [head + last])), len(head + row), number)
+    counts = [count for count, _ in joined(train, merger=Merger(most))]
+    assert counts[0] == min(number, most)
+    assert sum(counts) == number

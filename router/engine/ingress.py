@@ -40,7 +40,7 @@ class Ingress:
         self._host = host
         self.exceptions = Exceptions(settings, sender, INGRESS)
         self.strangers = Tally()
-        self._merger = Merger()
+        self._merger = Merger(settings.offloads.max_segments)
         self._merge_tcp = settings.offloads.tun_checksum and settings.offloads.tun_tso
         self._merge_udp = settings.offloads.tun_checksum and settings.offloads.tun_uso
         self._buffer = bytearray(_BUFFER_BYTES)
