@@ -194,14 +194,15 @@ def test_every_datagram_is_a_true_packet() -> None:
 
 
 def test_only_what_is_a_super_packet_has_a_shape() -> None:
-    packet = ip("10.42.1.2", "10.42.2.3", TCP, tcp(bytes(3000)))
+    packet = ip("10.42.1.2", "10.42.2.3", TCP, tcp(b"\x55" * 3000))
     good = VnetHeader(1, 1, 40, 1000, 20, 16)
     header = parse_ip(packet, 0, len(packet))
     assert header is not None
     assert gso_shape(memoryview(packet), header, good) is not None
     for hostile in (
         {"gso_size": 0}, {"flags": 0}, {"gso_type": 4}, {"gso_type": 5}, {"gso_type": 3}, {"csum_start": 19},
-        {"csum_start": 21}, {"csum_start": 40}, {"csum_start": 65535}, {"csum_offset": 6}, {"csum_offset": 0},
+        {"csum_start": 21}, {"csum_start": 24},
+        {"csum_start": 40}, {"csum_start": 65535}, {"csum_offset": 6}, {"csum_offset": 0},
         {"csum_offset": 65535}, {"csum_start": 3030},
     ):  # fmt: skip
         assert gso_shape(memoryview(packet), header, good._replace(**hostile)) is None, hostile
