@@ -27,6 +27,7 @@ def router() -> None:
 @click.option("--socket", "socket", metavar="PATH", help="Control socket. [default: /run/podwire/router.sock]")
 @click.option("--state-dir", metavar="DIR", help="Journal of addresses and attachments. [default: /var/lib/podwire]")
 @click.option("--engine", metavar="NAME", help="What carries the packets: auto or python. [default: auto]")
+@click.option("--engine-threads", metavar="N", help="1: both directions in one; 2: one each. [default: by processors]")
 @click.option("--config", "config_file", metavar="FILE", type=click.Path(path_type=Path), help="Settings in TOML.")
 @click.option("--vni", metavar="N", help="Network id on the wire; the same on all nodes. [default: 1]")
 @click.option("--mtu-bytes", metavar="BYTES", help="Overlay MTU. [default: the underlay's less the tunnel's headers]")

@@ -74,6 +74,8 @@ class Settings:
     socket_path: Path = Path("/run/podwire/router.sock")
     state_dir: Path = Path("/var/lib/podwire")
     engine: str = "auto"
+    engine_threads: int = 0
+    """1 or 2; 0: what the number of processors suggests."""
     vni: int = 1
     mtu_bytes: int = 0
     """Overlay MTU; 0: derived from the underlay interface."""
@@ -344,6 +346,7 @@ _PARSERS: dict[str, Callable[[object], object]] = {
     "socket": _path,
     "state_dir": _path,
     "engine": _text,
+    "engine_threads": _number(1, 2, 0),
     "vni": _number(0, 0xFFFFFF),
     "mtu_bytes": _number(576, 65535 - 68, 0),
     "egress": _flag,

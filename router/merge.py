@@ -52,7 +52,7 @@ class Merger:
         self._view = memoryview(self._out)
         self._bytes = np.frombuffer(self._out, np.uint8)
         self._patterns: dict[tuple[int, Shape, int, bool], _Pattern] = {}
-        self._steps = np.arange(MAX_PACKET_BYTES, dtype=np.uint32)
+        self._steps: dict[int, npt.NDArray[np.uint32]] = {}
 
     def run(self, train: Train, at: int, encap: geneve.Encapsulation, header: IpHeader, shape: Shape) -> int:
         """Return how many datagrams from byte `at` of the train on make one super-packet; 1 when only the first.
@@ -78,7 +78,9 @@ class Merger:
         if header.may_fragment:
             full = self._rightly_numbered(train, packet, full)
         pattern = self._pattern(encap.header_bytes, shape, header)
-        count = self._middle(train, at, full, headers, pattern, encap, shape, payload_bytes)
+        # The last row often has closing flags of its own, so it is not asked to be a middle one.
+        middle = full - 1 if full * step == left else full
+        count = self._middle(train, at, middle, headers, pattern, encap, shape, payload_bytes)
         after = at + count * step
         more = min(step, len(train.datagrams) - after)
         if count * payload_bytes + shape.header_bytes + more - headers > MAX_PACKET_BYTES:
@@ -112,12 +114,23 @@ class Merger:
         if not shape.is_tcp:
             return full if equal else 1 + int((masked[1:] != masked[0]).any(axis=1).argmax())
         sequence = np.ndarray((full,), ">u4", train.datagrams, at + encap.header_bytes + shape.l4 + 4, (step,))
-        native = sequence.astype(np.uint32)
-        expected = self._steps[: full * payload_bytes : payload_bytes] + native[0]
-        if equal and native.tobytes() == expected.tobytes():
+        ahead = sequence.astype(np.uint32)
+        ahead -= ahead[0]
+        expected = self._steps_of(payload_bytes)[:full]
+        if equal and ahead.tobytes() == expected.tobytes():
             return full
-        breaks = (masked != masked[0]).any(axis=1) | (native != expected)
+        breaks = (masked != masked[0]).any(axis=1) | (ahead != expected)
         return int(breaks.argmax())
+
+    def _steps_of(self, payload_bytes: int) -> npt.NDArray[np.uint32]:
+        """Return how far each row of a run is ahead of the first in sequence numbers."""
+        steps = self._steps.get(payload_bytes)
+        if steps is None:
+            if len(self._steps) >= self._PATTERNS:
+                self._steps.clear()
+            rows = MAX_PACKET_BYTES // payload_bytes + 1
+            steps = self._steps[payload_bytes] = np.arange(rows, dtype=np.uint32) * np.uint32(payload_bytes)
+        return steps
 
     def _closes(
         self, train: Train, at: int, after: int, size: int, count: int,

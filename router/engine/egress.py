@@ -21,7 +21,7 @@ from typing import Final
 from router import geneve
 from router.decide import decide_transit
 from router.engine.exceptions import Exceptions, write
-from router.engine.interface import EngineSettings, Host
+from router.engine.interface import BATCH_BYTES, EngineSettings, Host
 from router.engine.ports import EGRESS, Peer, Port, View, Way
 from router.engine.sender import Sender
 from router.model import DropReason, Tally, VerdictKind
@@ -42,8 +42,6 @@ _HEADER: Final = geneve.HEADER_BYTES
 _FRAME_AT: Final = _HEADER - VNET_BYTES
 _BUFFER_BYTES: Final = 4 * (MAX_PACKET_BYTES + 1)
 _LAST_START: Final = _BUFFER_BYTES - _HEADER - MAX_PACKET_BYTES - 1
-_BATCH_BYTES: Final = 512 * 1024
-"""Most bytes read from one attachment before others get their turn."""
 
 
 class Egress:
@@ -73,7 +71,7 @@ class Egress:
         ways = port.ways(view)
         at, reads, read_bytes = 0, 0, 0
         self._train_count = 0
-        while reads < most and read_bytes < _BATCH_BYTES:
+        while reads < most and read_bytes < BATCH_BYTES:
             try:
                 size = os.readv(fd, (frames[at + _FRAME_AT : at + _HEADER + MAX_PACKET_BYTES],))
             except BlockingIOError:

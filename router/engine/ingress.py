@@ -16,7 +16,7 @@ from typing import Final
 from router import geneve
 from router.decide import decide_transit
 from router.engine.exceptions import Exceptions, write
-from router.engine.interface import EngineSettings, Host
+from router.engine.interface import BATCH_BYTES, EngineSettings, Host
 from router.engine.ports import INGRESS, Party, Peer, Port, View, Way
 from router.engine.sender import SOL_UDP, Sender
 from router.merge import Merger
@@ -50,13 +50,17 @@ class Ingress:
     def batch(self, view: View, most: int) -> int:
         """Receive and deliver at most `most` trains; return how many there were."""
         receive, space = self._socket.recvmsg_into, (self._space,)
+        received = 0
         for reads in range(most):
+            if received >= BATCH_BYTES:
+                return reads
             try:
                 size, control, flags, sockaddr = receive(space, _CONTROL_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return reads
             except OSError:  # an ICMP error about something sent earlier; nothing was received
                 continue
+            received += size
             segment_bytes = size
             for level, kind, value in control:
                 if level == SOL_UDP and kind == UDP_GRO:

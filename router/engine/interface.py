@@ -31,6 +31,9 @@ from router.table import ForwardingTable
 BATCH_PACKETS = 64
 """Most reads from one attachment or from the socket before others get their turn."""
 
+BATCH_BYTES = 512 * 1024
+"""Most bytes read from one of them before others get their turn."""
+
 Source = AttachmentKey | Endpoint
 """Who handed us a packet: an attachment, or a peer by its endpoint."""
 
@@ -58,6 +61,8 @@ class EngineSettings:
     """Overlay MTU: the largest inner packet the underlay carries."""
     overhead_bytes: int = 48
     offloads: Offloads = field(default_factory=Offloads)
+    threads: int = 2
+    """1: one thread carries both directions. 2: one each; faster only where there are cores for both."""
     icmp_errors_per_s: int = 100
     """Most ICMP errors a second to one source (RFC 4443 section 2.4 f), and as many at once."""
 

@@ -1,4 +1,4 @@
-"""The Python engine: the reference, always there. Two loops over the same attachments and peers, one a direction.
+"""The Python engine: the reference, always there. One loop for both directions, or one each, over the same attachments.
 
 egress.py   TUN fds → table → TUN fd | socket        loop.py        the thread both run in
 ingress.py  socket  → table → TUN fd                 sender.py      trains to the socket
@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from router.decide import MALFORMED, decide_transit
@@ -43,8 +44,9 @@ class PythonEngine:
         self._peers: dict[Endpoint, Peer] = {}
         self._egress = Egress(settings, self._new_sender(host), host)
         self._ingress = Ingress(settings, underlay, self._new_sender(host), host)
-        self._outward = Loop("egress", self._egress_batch, host.engine_failed)
-        self._inward = Loop("ingress", self._ingress_batch, host.engine_failed)
+        names = ("egress", "ingress") if settings.threads > 1 else ("engine",)
+        self._loops = tuple(Loop(name, self._batch, host.engine_failed) for name in names)
+        self._outward, self._inward = self._loops[0], self._loops[-1]
         self._inward.watch(underlay.fileno())
         self._set_routes(snapshot)
 
@@ -53,21 +55,22 @@ class PythonEngine:
 
     # Batches, each in its loop's thread
 
-    def _egress_batch(self, fd: int, most: int) -> int:
+    def _batch(self, fd: int, most: int) -> int:
         port = self._ports_by_fd.get(fd)
-        if port is None:  # detached between the wake-up and now
-            return 0
+        if port is None:
+            if fd == self._socket.fileno():
+                return self._ingress.batch(self._view, most)
+            return 0  # detached between the wake-up and now
         reads = self._egress.batch(port, self._view, most)
         if port.lost:
             self._outward.unwatch(fd)
         return reads
 
-    def _ingress_batch(self, _fd: int, most: int) -> int:
-        return self._ingress.batch(self._view, most)
-
     def _between_batches(self, work: Callable[[], T]) -> T:
         """Run `work` while neither loop is in a batch."""
-        return self._outward.call(lambda: self._inward.call(work))
+        for loop in self._loops[1:]:
+            work = partial(loop.call, work)
+        return self._outward.call(work)
 
     # Routes
 
@@ -145,24 +148,27 @@ class PythonEngine:
     # Running
 
     def start(self) -> None:
-        """Forward in two threads until `stop`."""
-        self._outward.start()
-        self._inward.start()
+        """Forward in threads of its own until `stop`."""
+        for loop in self._loops:
+            loop.start()
 
     def stop(self) -> None:
-        """End both threads."""
-        self._outward.stop()
-        self._inward.stop()
+        """End the threads."""
+        for loop in self._loops:
+            loop.stop()
 
     def forward(self, budget: int) -> int:
         """Handle at most `budget` waiting reads in this thread; only while not started."""
-        done = self._outward.poll(budget)
-        return done + self._inward.poll(budget - done) if done < budget else done
+        done = 0
+        for loop in self._loops:
+            if done < budget:
+                done += loop.poll(budget - done)
+        return done
 
     def close(self) -> None:
         """Free what the engine itself made; it was stopped before."""
-        self._outward.close()
-        self._inward.close()
+        for loop in self._loops:
+            loop.close()
 
     # Counters
 
