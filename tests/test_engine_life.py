@@ -22,10 +22,15 @@ WINDOW = 48
 """Packets under way at most: less than any buffer here holds, so that none may be lost."""
 
 
-@pytest.fixture(params=available())
+MODES = [pytest.param((engine, threads), id=f"{engine}-{threads}") for engine in available() for threads in (1, 2)]
+"""Engines, with one thread and with two."""
+
+
+@pytest.fixture(params=MODES)
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     """Node 1 with Pod .2."""
-    with Rig(request.param) as rig:
+    engine, threads = request.param
+    with Rig(engine, threads=threads) as rig:
         rig.pod("a", 2)
         yield rig
 
@@ -73,10 +78,11 @@ class Stream:
         assert self.received == self.sent > 0
 
 
-@pytest.mark.parametrize("engine", available())
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("ends", [V4, V6], ids=["v4", "v6"])
-def test_control_disturbs_no_traffic(engine: str, ends: tuple[str, str]) -> None:
-    with Rig(engine, 1) as first, Rig(engine, 2) as second:
+def test_control_disturbs_no_traffic(mode: tuple[str, int], ends: tuple[str, str]) -> None:
+    engine, threads = mode
+    with Rig(engine, 1, threads=threads) as first, Rig(engine, 2, threads=threads) as second:
         pair(first, second)
         stream = Stream(first.pod("a", 2), second.pod("b", 3), ends)
         first.start()
@@ -244,10 +250,12 @@ class Broken(Told):
         raise RuntimeError("not expected")
 
 
-@pytest.mark.parametrize("engine", available())
-def test_the_unexpected_is_reported_and_the_engine_goes_on(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_the_unexpected_is_reported_and_the_engine_goes_on(
+    mode: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tests.engine_rig.Told", Broken)
-    with Rig(engine) as rig:
+    with Rig(mode[0], threads=mode[1]) as rig:
         dead, well, other = rig.pod("dead", 9), rig.pod("b", 3), rig.pod("a", 2)
         rig.start()
         well.send_packet(ip("10.42.1.3", "10.42.1.9", 253, b"unread"))
