@@ -104,6 +104,7 @@ def _run(flags: dict[str, object], config_file: Path | None) -> None:
     # numpy's BLAS, which nothing here uses, would start threads that spin and keep 30 MB.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+    from router import collector
     from router.control import serve
     from router.daemon import Daemon
     from router.listen import TcpListener, UnixSocket
@@ -129,7 +130,8 @@ def _run(flags: dict[str, object], config_file: Path | None) -> None:
     try:
         server.start()
         logging.getLogger("router").info("control at unix:%s", settings.socket_path)
-        ended.wait()
+        collector.settle()
+        collector.keep_until(ended)
         daemon.announce_stop()
         server.stop()
     finally:

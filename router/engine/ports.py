@@ -21,6 +21,9 @@ _LEAST_MTU_BYTES = 68
 """What every IPv4 link carries (RFC 791 section 3.2); a peer claiming less is not believed."""
 
 
+_NOTHING = Tally()
+
+
 class Party:
     """A source and sink of packets: what it may send, and its counts by thread."""
 
@@ -42,8 +45,11 @@ class Party:
 
     @property
     def tally(self) -> Tally:
-        """Sum of both threads' counts."""
-        return self.tallies[EGRESS].plus(self.tallies[INGRESS])
+        """Sum of both threads' counts; one and the same empty tally for all who were never heard of."""
+        out, into = self.tallies
+        if not (out.received_frames or into.received_frames or out.sent_packets or into.sent_packets):
+            return _NOTHING
+        return out.plus(into)
 
 
 class Port(Party):

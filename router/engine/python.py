@@ -92,10 +92,17 @@ class PythonEngine:
 
         def swap() -> None:
             self._view = view
-            for peer in leaving:
-                self._gone = self._gone.plus(peer.tally)
 
         self._between_batches(swap)
+        # From here on nobody counts on them; adding them up may take its time.
+        last = Tally()
+        for peer in leaving:
+            last = last.plus(peer.tally)
+
+        def retire() -> None:
+            self._gone = self._gone.plus(last)
+
+        self._between_batches(retire)
 
     # Attachments
 
