@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from router.packet import (
+from router.wire.packet import (
     GSO_NONE,
     GSO_TCPV4,
     GSO_UDP_L4,

@@ -20,10 +20,10 @@ from benchmarks.frames import MSS_BYTES, TRAFFIC, Traffic
 from benchmarks.measures import MeasureFailed
 from router.engine.choose import available, choose
 from router.engine.interface import Engine, EngineSettings
+from router.kernel.underlay import open_underlay
 from router.model import Attachment, AttachmentKey, Endpoint, Node, Offloads, SubnetTable
-from router.packet import IPV4_BYTES, VNET_BYTES, VnetHeader, parse_ip
 from router.routes import snapshot
-from router.underlay import open_underlay
+from router.wire.packet import IPV4_BYTES, VNET_BYTES, VnetHeader, parse_ip
 
 _LEGS = {"out": "Pod → wire", "in": "wire → Pod", "beside": "Pod → Pod"}
 METRICS = {
@@ -145,10 +145,10 @@ def measure(figures: Figures, engine: str, traffic: Traffic, seconds: float) -> 
 
 def measure_segments(figures: Figures, traffic: Traffic, seconds: float) -> None:
     """Add one round of cutting and joining super-packets in memory, without any system call."""
-    from router import geneve
-    from router.merge import Merger
-    from router.segment import gso_shape
-    from router.split import Splitter
+    from router.wire import geneve
+    from router.wire.merge import Merger
+    from router.wire.segment import gso_shape
+    from router.wire.split import Splitter
 
     frame = memoryview(traffic.frame(IPv4Address("10.244.0.10"), IPv4Address("10.244.1.10")))
     packet, vnet = frame[VNET_BYTES:], VnetHeader.read(frame, 0)

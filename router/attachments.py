@@ -16,12 +16,12 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 
-from router import tun
 from router.engine.interface import Engine
 from router.errors import Kind, Refusal
 from router.events import EventKind, EventLog
 from router.ipam import Ipam, node_address
 from router.journal import Intent, Journal
+from router.kernel import tun
 from router.model import Attachment, AttachmentKey, Interface, Offloads, Prefix
 from router.status import AttachRequest
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from router import rights, tun, uplink
+from router import uplink
 from router.errors import Kind, Refusal
 from router.journal import Journal
+from router.kernel import rights, tun
 
 
 def clean(state_dir: Path) -> Iterator[str]:

@@ -90,8 +90,8 @@ def clean(state_dir: str) -> None:
 
 
 def _run(flags: dict[str, object], config_file: Path | None) -> None:
-    from router import rights
     from router.config import load_settings
+    from router.kernel import rights
 
     flags = {name.replace("__", "."): value for name, value in flags.items()}
     for name in ("subnets", "socket", "state_dir", "tls.cert", "tls.key", "tls.ca"):
@@ -105,9 +105,9 @@ def _run(flags: dict[str, object], config_file: Path | None) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
     from router import collector
-    from router.control import serve
+    from router.control.listen import TcpListener, UnixSocket
+    from router.control.server import serve
     from router.daemon import Daemon
-    from router.listen import TcpListener, UnixSocket
 
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -17,7 +17,7 @@ from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
-from router import routes, selftest, underlay
+from router import routes
 from router.attachments import Attachments
 from router.config import Settings, Switch
 from router.engine.choose import choose
@@ -25,7 +25,8 @@ from router.engine.interface import Engine, EngineSettings, Snapshot
 from router.errors import Kind, Refusal
 from router.events import EventKind, EventLog
 from router.journal import Identity, Journal
-from router.links import local_prefixes, mtu_of
+from router.kernel import selftest, underlay
+from router.kernel.links import local_prefixes, mtu_of
 from router.model import NODE_KEY, Attachment, AttachmentKey, Endpoint, Node, Offloads, SubnetTable
 from router.status import AttachRequest, Counters, Status
 from router.subnets.check import overlap_with_local

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from router.model import NODE_KEY, AttachmentKey, DropReason, NextHop, Verdict, VerdictKind, Zone
-from router.packet import IpHeader
 from router.table import ForwardingTable
+from router.wire.packet import IpHeader
 
 
 @dataclass(frozen=True, slots=True)

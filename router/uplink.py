@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from pathlib import Path
 
-from router import masquerade, netns, tun
 from router.engine.interface import Engine
 from router.errors import Kind, Refusal
 from router.ipam import node_address
+from router.kernel import masquerade, netns, tun
 from router.model import NODE_KEY, Attachment, AttachmentKey, Interface, Offloads, Prefix
 
 
@@ -48,7 +49,7 @@ class Uplink:
             engine.detach(NODE_KEY)
         engine.attach(Attachment(NODE_KEY, netns.OWN, addresses, self._mtu_bytes), self._fd)
         self._subnets = subnets
-        masquerade.accept_own()
+        _accept_own()
         if not self._egress:
             masquerade.disable()
             return ()
@@ -84,6 +85,15 @@ class Uplink:
             with suppress(OSError):
                 os.close(self._fd)
             self._fd = -1
+
+
+def _accept_own() -> None:
+    """Let podwire0 take packets from the node's own address: the router's ICMP errors about the node's packets.
+
+    Without it IPv4 takes them for martians (fib_validate_source, net/ipv4/fib_frontend.c). No error if it cannot be set.
+    """
+    with suppress(OSError):
+        Path(f"/proc/sys/net/ipv4/conf/{NODE_KEY.if_name}/accept_local").write_text("1\n")
 
 
 def remove() -> None:

@@ -16,9 +16,9 @@ from typing import Self
 
 from router.engine.choose import choose
 from router.engine.interface import EngineCounters, EngineSettings, Snapshot
+from router.kernel.underlay import open_underlay
 from router.model import NODE_KEY, Attachment, AttachmentKey, Endpoint, Node, Offloads, SubnetTable, Tally
 from router.routes import snapshot
-from router.underlay import open_underlay
 from tests.packets import PLAIN_VNET, packets_of
 
 DEADLINE_S = 10.0

@@ -26,8 +26,8 @@ from benchmarks.measures.flow import arrived
 from benchmarks.measures.stream import received
 from benchmarks.report import number, print_report
 from benchmarks.tables import subnet_table
-from router.packet import VNET_BYTES, VnetHeader, parse_ip
-from router.segment import gso_shape
+from router.wire.packet import VNET_BYTES, VnetHeader, parse_ip
+from router.wire.segment import gso_shape
 
 RATE = Metric("rate", "Rate", "Gbit/s", "TCP across nodes", True, "base", bound=0.35, bound_of="mine")
 DELAY = Metric("delay", "Delay", "µs", "Round trip", False)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from router.control import Server, serve
+from router.control.server import Server, serve
 from router.engine import choose
 from router.errors import Kind, Refusal
 from router.events import EventKind

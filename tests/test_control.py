@@ -17,10 +17,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from router.control import Server, serve
+from router.control.listen import TcpListener, UnixSocket
+from router.control.server import Server, serve
 from router.errors import Kind, Refusal
 from router.events import EventKind
-from router.listen import TcpListener, UnixSocket
 from router.model import AttachmentKey
 from router.rpc.v1 import attachment_pb2, router_pb2, subnets_pb2
 from router.rpc.v1.router_pb2_grpc import RouterStub

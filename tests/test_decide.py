@@ -10,9 +10,9 @@ import pytest
 
 from router.decide import MALFORMED, TOO_BIG, TTL_EXPIRED, Origin, Place, decide_addresses, decide_transit
 from router.model import NODE_KEY, AttachmentKey, DropReason, Endpoint, NextHop, Verdict, VerdictKind, Zone
-from router.packet import IpHeader
 from router.routes import NEVER_CARRIED
 from router.table import ForwardingTable
+from router.wire.packet import IpHeader
 
 ENDPOINT = Endpoint(ip_address("192.0.2.2"))
 PEER = NextHop("two", ENDPOINT)

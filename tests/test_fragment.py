@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.fragment import fragment
-from router.packet import parse_ip
+from router.wire.fragment import fragment
+from router.wire.packet import parse_ip
 
 COPIED = bytes((0x83, 7, 4, 10, 0, 0, 1))  # loose source route: in every fragment
 ONCE = bytes((7, 7, 4, 0, 0, 0, 0))  # record route: in the first only

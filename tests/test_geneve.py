@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router import geneve
-from router.geneve import Encapsulation, decode, encode, encode_plain
 from router.model import DropReason
-from router.packet import VnetHeader, parse_ip
-from router.segment import gso_shape
-from router.split import Splitter
+from router.wire import geneve
+from router.wire.geneve import Encapsulation, decode, encode, encode_plain
+from router.wire.packet import VnetHeader, parse_ip
+from router.wire.segment import gso_shape
+from router.wire.split import Splitter
 from tests.packets import TCP, UDP, finished, flows, frame, ip, l4_at, partial, udp
 
 VNI = 0xABCDEF

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.icmp import make_error
 from router.model import DropReason
-from router.packet import checksum, parse_ip, pseudo_sum
+from router.wire.icmp import make_error
+from router.wire.packet import checksum, parse_ip, pseudo_sum
 
 NODE = (IPv4Address("10.42.1.1"), IPv6Address("fd42:1::1"))
 V4 = ("10.42.1.2", "10.42.2.9")

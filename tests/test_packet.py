@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.packet import (
+from router.wire.packet import (
     NO_OFFLOAD,
     VNET_BYTES,
     VnetHeader,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.rate import RateLimit
+from router.engine.rate import RateLimit
 
 
 def test_a_burst_then_the_rate() -> None:

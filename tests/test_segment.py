@@ -10,12 +10,12 @@ from itertools import pairwise
 import dpkt
 import pytest
 
-from router import geneve
-from router.merge import Merger
 from router.model import DropReason
-from router.packet import VnetHeader, parse_ip
-from router.segment import MAX_TRAIN_BYTES, Train, gso_shape, packets_in, shape_of
-from router.split import Splitter
+from router.wire import geneve
+from router.wire.merge import Merger
+from router.wire.packet import VnetHeader, parse_ip
+from router.wire.segment import MAX_TRAIN_BYTES, Train, gso_shape, packets_in, shape_of
+from router.wire.split import Splitter
 from tests import packets
 from tests.packets import ACK, CWR, ECE, FIN, PSH, TCP, UDP, finished, flows, frame, ip, l4_at, packets_of, tcp, udp
 

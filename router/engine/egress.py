@@ -18,14 +18,14 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from router import geneve
 from router.decide import decide_transit
 from router.engine.exceptions import Exceptions, write
 from router.engine.interface import BATCH_BYTES, EngineSettings, Host
 from router.engine.ports import EGRESS, Peer, Port, View, Way
 from router.engine.sender import Sender
 from router.model import DropReason, Tally, VerdictKind
-from router.packet import (
+from router.wire import geneve
+from router.wire.packet import (
     GSO_NONE,
     NEEDS_CSUM,
     VNET_BYTES,
@@ -35,8 +35,8 @@ from router.packet import (
     finish_checksum,
     parse_ip,
 )
-from router.segment import MAX_PACKET_BYTES, MAX_TRAIN_BYTES, Shape, Train, gso_shape, packets_in
-from router.split import Splitter
+from router.wire.segment import MAX_PACKET_BYTES, MAX_TRAIN_BYTES, Shape, Train, gso_shape, packets_in
+from router.wire.split import Splitter
 
 _HEADER: Final = geneve.HEADER_BYTES
 _FRAME_AT: Final = _HEADER - VNET_BYTES

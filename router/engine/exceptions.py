@@ -9,17 +9,17 @@ from __future__ import annotations
 import os
 import time
 
-from router import geneve
 from router.decide import Origin
 from router.engine.interface import EngineSettings
 from router.engine.ports import Party, Peer, Port, View, Way
+from router.engine.rate import RateLimit
 from router.engine.sender import Sender
-from router.fragment import fragment
-from router.icmp import make_error
 from router.model import DropReason, VerdictKind
-from router.packet import NO_OFFLOAD, finish_checksum, parse_ip
-from router.rate import RateLimit
-from router.segment import Train
+from router.wire import geneve
+from router.wire.fragment import fragment
+from router.wire.icmp import make_error
+from router.wire.packet import NO_OFFLOAD, finish_checksum, parse_ip
+from router.wire.segment import Train
 
 
 class Exceptions:

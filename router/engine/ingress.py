@@ -13,16 +13,16 @@ import socket
 import struct
 from typing import Final
 
-from router import geneve
 from router.decide import decide_transit
 from router.engine.exceptions import Exceptions, write
 from router.engine.interface import BATCH_BYTES, EngineSettings, Host
 from router.engine.ports import INGRESS, Party, Peer, Port, View, Way
 from router.engine.sender import SOL_UDP, Sender
-from router.merge import Merger
 from router.model import DropReason, Tally, VerdictKind
-from router.packet import VNET_BYTES, IpHeader, decrement_hop_limit, parse_ip
-from router.segment import Train, plain_vnet, shape_of
+from router.wire import geneve
+from router.wire.merge import Merger
+from router.wire.packet import VNET_BYTES, IpHeader, decrement_hop_limit, parse_ip
+from router.wire.segment import Train, plain_vnet, shape_of
 
 UDP_GRO: Final = 104  # linux/udp.h
 _HEADROOM: Final = 16

@@ -25,8 +25,8 @@ from router.model import (
     Verdict,
     Zone,
 )
-from router.packet import Buffer
 from router.table import ForwardingTable
+from router.wire.packet import Buffer
 
 BATCH_PACKETS = 64
 """Most reads from one attachment or from the socket before others get their turn."""

@@ -22,7 +22,7 @@ from router.engine.loop import Loop
 from router.engine.ports import Party, Peer, Port, View
 from router.engine.sender import Sender
 from router.model import Attachment, AttachmentKey, Endpoint, Tally, Verdict
-from router.packet import Buffer, parse_ip
+from router.wire.packet import Buffer, parse_ip
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ import time
 from router.engine.interface import Host
 from router.engine.ports import Peer
 from router.model import DropReason, Offloads
-from router.segment import Train
+from router.wire.segment import Train
 
 SOL_UDP, UDP_SEGMENT = 17, 103  # linux/udp.h
 _BUSY_WAIT_MS = 10

@@ -7,7 +7,6 @@ table of our own, replaced whole in one transaction, so that a rule somebody del
 from __future__ import annotations
 
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 
 from router.errors import Kind, Refusal
@@ -39,15 +38,6 @@ def forward(subnets: tuple[Prefix, ...]) -> tuple[str, ...]:
         except OSError as error:
             notes.append(f"IPv{version} forwarding cannot be switched on ({switch}: {error.strerror}): no egress")
     return tuple(notes)
-
-
-def accept_own() -> None:
-    """Let podwire0 take packets from the node's own address: the router's ICMP errors about the node's packets.
-
-    Without it IPv4 takes them for martians (fib_validate_source, net/ipv4/fib_frontend.c). No error if it cannot be set.
-    """
-    with suppress(OSError):
-        Path(f"/proc/sys/net/ipv4/conf/{NODE_KEY.if_name}/accept_local").write_text("1\n")
 
 
 def disable() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from router.packet import IPV4_BYTES, checksum, parse_ip
+from router.wire.packet import IPV4_BYTES, checksum, parse_ip
 
 _MORE_FRAGMENTS = 0x2000
 _OFFSET = 0x1FFF

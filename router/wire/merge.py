@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from router import geneve
-from router.packet import (
+from router.wire import geneve
+from router.wire.packet import (
     GSO_TCPV4,
     GSO_TCPV6,
     GSO_UDP_L4,
@@ -26,7 +26,7 @@ from router.packet import (
     VnetHeader,
     parse_ip,
 )
-from router.segment import ACK, ECE, FIN, MAX_PACKET_BYTES, PSH, U16, Shape, Train, set_lengths, shift_sum
+from router.wire.segment import ACK, ECE, FIN, MAX_PACKET_BYTES, PSH, U16, Shape, Train, set_lengths, shift_sum
 
 _Bytes = npt.NDArray[np.uint8]
 

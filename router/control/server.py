@@ -21,10 +21,10 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from router import fields, messages
+from router.control import fields, messages
+from router.control.listen import TcpListener, UnixSocket
 from router.errors import Kind, Refusal
 from router.events import EventLog, Subscription
-from router.listen import TcpListener, UnixSocket
 from router.model import Attachment, AttachmentKey, Endpoint, Node, SubnetTable
 from router.rpc.v1 import counters_pb2, events_pb2, router_pb2, status_pb2, subnets_pb2
 from router.rpc.v1.router_pb2_grpc import RouterServicer as RouterServicerBase

@@ -18,7 +18,7 @@ import struct
 from typing import NamedTuple
 
 from router.model import DropReason
-from router.packet import Buffer
+from router.wire.packet import Buffer
 
 BASE_BYTES = 8
 OPTION_BYTES = 12

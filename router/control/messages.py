@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from router import fields
+from router.control import fields
 from router.events import Event
 from router.model import Attachment, AttachmentKey, Endpoint, Node, SubnetTable, Tally
 from router.rpc.v1 import attachment_pb2, counters_pb2, events_pb2, router_pb2, status_pb2, subnets_pb2

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address
 import dpkt
 
 from router.model import Address, DropReason
-from router.packet import ICMP, ICMPV6, IPV4_BYTES, IPV6_BYTES, IpHeader, parse_ip
+from router.wire.packet import ICMP, ICMPV6, IPV4_BYTES, IPV6_BYTES, IpHeader, parse_ip
 
 _IPV4_ERRORS = {
     DropReason.NO_ROUTE: (dpkt.icmp.ICMP_UNREACH, dpkt.icmp.ICMP_UNREACH_NET),

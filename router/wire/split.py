@@ -12,9 +12,9 @@ import struct
 
 import numpy as np
 
-from router import geneve
-from router.packet import IpHeader, VnetHeader, checksum, finish_checksum
-from router.segment import CWR, FIN, MAX_PACKET_BYTES, MAX_TRAIN_BYTES, PSH, U16, Shape, Train, set_lengths
+from router.wire import geneve
+from router.wire.packet import IpHeader, VnetHeader, checksum, finish_checksum
+from router.wire.segment import CWR, FIN, MAX_PACKET_BYTES, MAX_TRAIN_BYTES, PSH, U16, Shape, Train, set_lengths
 
 
 class _Rows:

@@ -19,11 +19,11 @@ import pytun
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from router import netns
 from router.errors import Kind, Refusal
-from router.geneve import HEADER_BYTES
+from router.kernel import netns
 from router.model import Address, Interface, Offloads, Prefix
-from router.segment import MAX_TRAIN_BYTES
+from router.wire.geneve import HEADER_BYTES
+from router.wire.segment import MAX_TRAIN_BYTES
 
 _TUNSETOFFLOAD = 0x400454D0  # linux/if_tun.h
 _TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6, _TUN_F_TSO_ECN, _TUN_F_USO4, _TUN_F_USO6 = 1, 2, 4, 8, 0x20, 0x40

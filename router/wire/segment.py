@@ -14,8 +14,8 @@ from __future__ import annotations
 import struct
 from typing import Final, NamedTuple
 
-from router import geneve
-from router.packet import (
+from router.wire import geneve
+from router.wire.packet import (
     GSO_ECN,
     GSO_NONE,
     GSO_TCPV4,

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_interface
 
-from router import netns, tun
 from router.errors import Kind, Refusal
+from router.kernel import netns, tun
 from router.model import Offloads
-from router.packet import GSO_UDP_L4, NEEDS_CSUM, UDP, UDP_CSUM_OFFSET, VnetHeader, checksum, pseudo_sum
+from router.wire.packet import GSO_UDP_L4, NEEDS_CSUM, UDP, UDP_CSUM_OFFSET, VnetHeader, checksum, pseudo_sum
 
 _SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104  # linux/udp.h
 _HOST, _STRANGER = "192.0.2.1", "192.0.2.2"  # TEST-NET-1 (RFC 5737), in a namespace of our own

@@ -1,0 +1,1 @@
+"""What the router asks of the kernel: namespaces, TUN devices, the underlay socket, masquerading, its own rights."""
