@@ -231,9 +231,9 @@ def test_a_hundred_at_once_with_failures_leak_nothing(lab: Lab, client: Client) 
                     netns.delete(name)
                 netns.create(name)
         grown = resident_bytes(node) - resident
+        client.detach(names[-1], "eth0")
         print(f"\nmemory grew {grown / _MB:.1f} MB over {2 * _PARALLEL} more")
         assert grown < 10 * _MB
-        client.detach(names[-1], "eth0")
 
 
 # A crowd
