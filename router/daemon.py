@@ -17,7 +17,7 @@ from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
-from router import routes
+from router import collector, routes
 from router.attachments import Attachments
 from router.config import Settings, Switch
 from router.engine.choose import choose
@@ -225,15 +225,18 @@ class Daemon:
 
     def attach(self, request: AttachRequest) -> Attachment:
         """Give a Pod its interface. Idempotent."""
-        return self._attachments.attach(request)
+        with collector.sweeping():
+            return self._attachments.attach(request)
 
     def detach(self, key: AttachmentKey) -> bool:
         """Take it away; False when there was none."""
-        return self._attachments.detach(key)
+        with collector.sweeping():
+            return self._attachments.detach(key)
 
     def sync(self, live: Collection[AttachmentKey]) -> tuple[AttachmentKey, ...]:
         """Release all but the live set."""
-        return self._attachments.sync(live)
+        with collector.sweeping():
+            return self._attachments.sync(live)
 
     def attachments(self) -> tuple[Attachment, ...]:
         """Return every attachment."""
