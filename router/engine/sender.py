@@ -14,6 +14,7 @@ from router.model import DropReason, Offloads
 from router.wire.segment import Train
 
 SOL_UDP, UDP_SEGMENT = 17, 103  # linux/udp.h
+_DONTWAIT = int(socket.MSG_DONTWAIT)
 _BUSY_WAIT_MS = 10
 """Longest wait for room in the socket: back-pressure fills the TUN's ring, where the sender's stack sees it."""
 _BUSY = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
@@ -58,7 +59,7 @@ class Sender:
     def _send(self, datagrams: memoryview, control: list[tuple[int, int, bytes]], peer: Peer) -> DropReason | None:
         while True:
             try:
-                self._socket.sendmsg((datagrams,), control, socket.MSG_DONTWAIT, peer.sockaddr)
+                self._socket.sendmsg((datagrams,), control, _DONTWAIT, peer.sockaddr)
                 return None
             except OSError as error:
                 if error.errno in _BUSY:

@@ -61,6 +61,10 @@ class VnetHeader(NamedTuple):
         _VNET.pack_into(buffer, offset, *self)
 
 
+write_vnet = _VNET.pack_into
+"""Pack (buffer, offset, flags, gso_type, hdr_len, gso_size, csum_start, csum_offset): `VnetHeader.write` in one call."""
+
+
 NO_OFFLOAD = bytes(VNET_BYTES)
 """The virtio header of a plain packet."""
 

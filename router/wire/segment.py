@@ -23,13 +23,16 @@ from router.wire.packet import (
     GSO_UDP_L4,
     IPV6_BYTES,
     NEEDS_CSUM,
+    NO_OFFLOAD,
     TCP,
     TCP_CSUM_OFFSET,
     UDP,
     UDP_CSUM_OFFSET,
+    VNET_BYTES,
     IpHeader,
     VnetHeader,
     checksum,
+    write_vnet,
 )
 
 MAX_PACKET_BYTES: Final = 65535
@@ -127,8 +130,9 @@ def set_lengths(header: bytearray, at: int, version: int, shape: Shape, was_byte
     U16.pack_into(header, where, shift_sum(partial, size - was_bytes))
 
 
-def plain_vnet(encap: geneve.Encapsulation) -> VnetHeader:
-    """Return the virtio header for one decapsulated packet: its checksum partial if the option says so."""
+def write_plain_vnet(buffer: memoryview, offset: int, encap: geneve.Encapsulation) -> None:
+    """Write the virtio header of one decapsulated packet: its checksum partial if the option says so."""
     if encap.flags & geneve.PARTIAL_CHECKSUM:
-        return VnetHeader(NEEDS_CSUM, GSO_NONE, 0, 0, encap.csum_start, encap.csum_offset)
-    return VnetHeader()
+        write_vnet(buffer, offset, NEEDS_CSUM, GSO_NONE, 0, 0, encap.csum_start, encap.csum_offset)
+    else:
+        buffer[offset : offset + VNET_BYTES] = NO_OFFLOAD

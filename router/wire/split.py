@@ -16,6 +16,8 @@ from router.wire import geneve
 from router.wire.packet import IpHeader, VnetHeader, checksum, finish_checksum
 from router.wire.segment import CWR, FIN, MAX_PACKET_BYTES, MAX_TRAIN_BYTES, PSH, U16, Shape, Train, set_lengths
 
+_SEQUENCE = struct.Struct(">I")
+
 
 class _Rows:
     """Views of the outgoing buffer as rows of one length: made once a shape, used for every train of it."""
@@ -93,40 +95,39 @@ class Splitter:
         step = vnet.gso_size
         full, tail = divmod(size, step)
         count = full + (tail > 0) or 1
-        ends_packet = shape.header_bytes + start + size == len(packet)
-
-        middle = self._encapsulation(header, shape, encap_bytes) + bytearray(packet[: shape.header_bytes])
-        if shape.is_tcp:
-            flags_at = encap_bytes + shape.l4 + 13
-            flags = middle[flags_at]
-            middle[flags_at] = flags & ~(FIN | PSH | CWR)
-        last = bytearray(middle)
-        set_lengths(last, encap_bytes, header.version, shape, len(packet), size - (count - 1) * step)
-        if encap_bytes == geneve.HEADER_BYTES:
-            last[geneve.FLAGS_OFFSET] |= geneve.LAST_SEGMENT
-
-        if count > 1:
-            set_lengths(middle, encap_bytes, header.version, shape, len(packet), step)
-            rows.headers[: count - 1] = np.frombuffer(middle, np.uint8)
         out = self._out
         last_at = (count - 1) * rows.row_bytes
-        out[last_at : last_at + len(last)] = last
+        first = self._encapsulation(header, shape, encap_bytes) + packet[: shape.header_bytes]
+        if shape.is_tcp:
+            flags_at = encap_bytes + shape.l4 + 13
+            flags = first[flags_at]
+            first[flags_at] = flags & ~(FIN | PSH | CWR)
+        if count > 1 or not tail:
+            set_lengths(first, encap_bytes, header.version, shape, len(packet), step if full else 0)
+            rows.headers[:count] = np.frombuffer(first, np.uint8)
+        if tail:
+            set_lengths(
+                first, encap_bytes, header.version, shape, shape.header_bytes + step if full else len(packet), tail
+            )
+            out[last_at : last_at + len(first)] = first
         if encap_bytes == geneve.HEADER_BYTES:
+            out[last_at + geneve.FLAGS_OFFSET] |= geneve.LAST_SEGMENT
             rows.index[:count] = rows.counter[:count]
 
-        payload = np.frombuffer(packet, np.uint8, size, shape.header_bytes + start)
+        payload_at = shape.header_bytes + start
+        end = last_at + len(first) + (tail or (step if full else 0))
         if full:
-            rows.payload[:full] = payload[: full * step].reshape(full, step)
-        end = last_at + len(last) + size - (count - 1) * step
+            payload = np.frombuffer(packet, np.uint8, full * step, payload_at)
+            rows.payload[:full] = payload.reshape(full, step)
         if tail:
-            out[end - tail : end] = packet[len(packet) - tail :] if ends_packet else payload[full * step :].tobytes()
+            out[end - tail : end] = packet[payload_at + full * step : payload_at + size]
 
         if shape.is_tcp:
-            (sequence,) = struct.unpack_from(">I", packet, shape.l4 + 4)
+            (sequence,) = _SEQUENCE.unpack_from(packet, shape.l4 + 4)
             rows.sequence[:count] = rows.steps[:count] + np.uint32((sequence + start) & 0xFFFFFFFF)
             if not start:
                 out[flags_at] |= flags & CWR
-            if ends_packet:
+            if payload_at + size == len(packet):
                 out[last_at + flags_at] |= flags & (FIN | PSH)
         if header.may_fragment:
             self._number(rows, encap_bytes, count, start // step)
