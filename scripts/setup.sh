@@ -48,7 +48,12 @@ missing_packages() {
     for pair in "${commands[@]}"; do
         PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || echo "${pair##*:}"
     done
-    if [[ -z ${PYTHON:-} && -z $(find_python) ]]; then printf '%s\n' python3 python3-venv; fi
+    if [[ -z ${PYTHON:-} ]]; then
+        if [[ -z $(find_python) ]]; then printf '%s\n' python3 python3-venv
+        elif /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            /usr/bin/python3 -c 'import venv, ensurepip' 2>/dev/null || echo python3-venv
+        fi
+    fi
     # python-pytun comes built for x86-64; elsewhere pip compiles it.
     if [[ $(uname -m) != x86_64 ]]; then
         command -v gcc >/dev/null || echo gcc libc6-dev
@@ -56,10 +61,11 @@ missing_packages() {
     fi
 }
 
-# The first interpreter that is new enough and can make a venv: the one on PATH (perhaps a version manager's), else Debian's.
+# The first interpreter that is new enough and can make a venv. Debian's comes first: it is built with profile-guided
+# optimization, which spares the router a seventh of its CPU against a version manager's plain build.
 find_python() {
     local python
-    for python in ${PYTHON:-python3 /usr/bin/python3 python3.14 python3.13 python3.12 python3.11}; do
+    for python in ${PYTHON:-/usr/bin/python3 python3 python3.14 python3.13 python3.12 python3.11}; do
         if "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
             "$python" -c 'import sys; print(sys._base_executable)' # of a venv: what it was made from
             return
