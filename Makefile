@@ -35,9 +35,10 @@ format: ## format the code, and mend what ruff can
 	@scripts/setup.sh dev
 	@ruff check --fix --quiet . || left=$$?; ruff format --quiet .; exit $${left:-0}
 
-bench: need-root ## measure Podwire beside kernel VXLAN and others (root, some minutes); ARGS="--quick" for less
+bench: need-root ## measure Podwire beside kernel VXLAN and others (root, some minutes); ARGS="--quick" for less; also writes benchmarks/results/latest.{json,svg}
 	@scripts/setup.sh dev bench
-	@python -m benchmarks $(ARGS)
+	@mkdir -p benchmarks/results
+	@python -m benchmarks --json benchmarks/results/latest.json --plot benchmarks/results/latest.svg $(ARGS)
 
 proto: ## make the gRPC stubs and docs/reference/api.md from proto/podwire/v1
 	@scripts/setup.sh dev

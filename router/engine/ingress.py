@@ -1,4 +1,4 @@
-"""Into the Pods: from the underlay socket to TUN fds. One thread.
+"""Into the Pods: from the underlay socket to TUN fds. For one thread.
 
 receive a train (UDP_GRO) → a known peer?
 → each datagram: Geneve header → IP header → does the peer own the inner source? → verdict, remembered by flow
@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from router.decide import decide_transit
 from router.engine.exceptions import Exceptions, write
 from router.engine.interface import BATCH_BYTES, EngineSettings, Host
-from router.engine.ports import INGRESS, Party, Peer, Port, View, Way
+from router.engine.ports import INGRESS, Peer, Port, View, Way
 from router.engine.sender import SOL_UDP, Sender
 from router.model import DropReason, Tally, VerdictKind
 from router.wire import geneve
 from router.wire.merge import Merger
 from router.wire.packet import VNET_BYTES, IpHeader, decrement_hop_limit, parse_ip
-from router.wire.segment import Train, shape_of, write_plain_vnet
+from router.wire.segment import Shape, Train, shape_of, write_plain_vnet
 
 UDP_GRO: Final = 104  # linux/udp.h
 _HEADROOM: Final = 16
@@ -34,11 +34,20 @@ _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 _TRUNCATED: Final = int(socket.MSG_TRUNC)
 
 
+class _Arrival(NamedTuple):
+    """A datagram of a known peer: where it lies in the buffer, and what its headers say."""
+
+    at: int
+    end: int
+    encap: geneve.Encapsulation
+    header: IpHeader
+
+
 class Ingress:
     """The way from the underlay to attachments. `batch` handles what the socket has waiting."""
 
     def __init__(self, settings: EngineSettings, underlay: socket.socket, sender: Sender, host: Host) -> None:
-        self._settings = settings
+        self._vni = settings.vni
         self._socket = underlay
         self._host = host
         self.exceptions = Exceptions(settings, sender, INGRESS)
@@ -48,7 +57,11 @@ class Ingress:
         self._merge_udp = settings.offloads.tun_checksum and settings.offloads.tun_uso
         self._buffer = bytearray(_BUFFER_BYTES)
         self._space = memoryview(self._buffer)[_HEADROOM:]
-        self._view = memoryview(self._buffer)
+        self._bytes = memoryview(self._buffer)
+        # Whose train is at hand.
+        self._peer: Peer
+        self._tally: Tally
+        self._view: View
 
     def batch(self, view: View, most: int) -> int:
         """Receive and deliver at most `most` trains; return how many there were."""
@@ -78,7 +91,7 @@ class Ingress:
                 peer.tallies[INGRESS].drop(DropReason.BAD_ENCAPSULATION, count)
             else:
                 end = _HEADROOM + size
-                self._deliver(peer, view, Train(self._view[:end], segment_bytes, count), end)
+                self._deliver(peer, view, Train(self._bytes[:end], segment_bytes, count), end)
         return most
 
     @staticmethod
@@ -89,11 +102,10 @@ class Ingress:
 
     def _deliver(self, peer: Peer, view: View, train: Train, end: int) -> None:
         """Deliver every datagram of a train, runs of them joined."""
-        tally = peer.tallies[INGRESS]
+        self._peer, self._view = peer, view
+        tally = self._tally = peer.tallies[INGRESS]
         tally.received_frames += 1
-        ways = peer.ways(view)
-        vni = self._settings.vni
-        step = train.segment_bytes
+        ways, vni, step = peer.ways(view), self._vni, train.segment_bytes
         at = _HEADROOM
         while at < end:
             after = min(at + step, end)
@@ -114,37 +126,36 @@ class Ingress:
             way = ways.get(header.addresses)
             if way is None:
                 way = ways[header.addresses] = view.way(header.addresses, peer.origin)
-            if way.port is None:
-                self._refuse(peer, view, way, packet_at, after)
-                at = after
+            arrival = _Arrival(at, after, encap, header)
+            if way.port is not None:
+                at = self._deliver_to(way.port, way, train, arrival)
                 continue
-            at = self._deliver_to(way.port, peer, view, way, train, at, after, encap, header)
+            reason = way.verdict.reason or DropReason.NO_ROUTE
+            if way.verdict.kind is VerdictKind.DROP:
+                tally.drop(reason)
+            else:
+                self._refuse(arrival, reason)
+            at = after
 
-    def _refuse(self, source: Party, view: View, way: Way, packet_at: int, end: int) -> None:
-        reason = way.verdict.reason or DropReason.NO_ROUTE
-        if way.verdict.kind is VerdictKind.DROP:
-            source.tallies[INGRESS].drop(reason)
-        else:
-            self.exceptions.refuse(source, view, self._view[packet_at:end], reason)
+    def _refuse(self, arrival: _Arrival, reason: DropReason, mtu_bytes: int = 0) -> None:
+        packet = self._bytes[arrival.at + arrival.encap.header_bytes : arrival.end]
+        self.exceptions.refuse(self._peer, self._view, packet, reason, 1, mtu_bytes)
 
-    def _deliver_to(
-        self, port: Port, peer: Peer, view: View, way: Way, train: Train, at: int, after: int,
-        encap: geneve.Encapsulation, header: IpHeader,
-    ) -> int:  # fmt: skip
-        """Write the datagram at `at`, with those that continue it, to an attachment; return where the next begins."""
-        tally = peer.tallies[INGRESS]
+    def _deliver_to(self, port: Port, way: Way, train: Train, arrival: _Arrival) -> int:
+        """Write a datagram, with those that continue it, to an attachment; return where the next begins."""
+        at, after, encap, header = arrival
         packet_at = at + encap.header_bytes
-        packet = self._view[packet_at:after]
+        packet = self._bytes[packet_at:after]
         hop = not port.is_node
         refusal = decide_transit(header, len(packet), port.mtu_bytes, hop)
         if refusal is not None and refusal.reason is not None:
-            self.exceptions.refuse(peer, view, packet, refusal.reason, 1, port.mtu_bytes)
+            self._refuse(arrival, refusal.reason, port.mtu_bytes)
             return after
         partial = encap.flags & geneve.PARTIAL_CHECKSUM
         if partial and (
             encap.csum_start < header.header_bytes or encap.csum_start + encap.csum_offset + 2 > len(packet)
         ):
-            tally.drop(DropReason.MALFORMED)
+            self._tally.drop(DropReason.MALFORMED)
             return after
         count, shape = 1, None
         if partial and after < len(train.datagrams):
@@ -155,13 +166,18 @@ class Ingress:
             decrement_hop_limit(self._buffer, packet_at)
         if len(packet) > port.mtu_bytes:
             sums = (encap.csum_start, encap.csum_offset) if partial else None
-            self._settle(tally, self.exceptions.forward_in_fragments(packet, sums, way, port.mtu_bytes), 1)
+            self._settle(self.exceptions.forward_in_fragments(packet, sums, way, port.mtu_bytes), 1)
             return after
-        if count == 1 or shape is None:
-            start = packet_at - VNET_BYTES
-            write_plain_vnet(self._view, start, encap)
-            self._settle(tally, write(port, self._view[start:after], INGRESS, 1, after - packet_at), 1)
-            return after
+        if count > 1 and shape is not None:
+            return self._write_merged(port, train, arrival, shape, count)
+        start = packet_at - VNET_BYTES
+        write_plain_vnet(self._bytes, start, encap)
+        self._settle(write(port, self._bytes[start:after], INGRESS, 1, after - packet_at), 1)
+        return after
+
+    def _write_merged(self, port: Port, train: Train, arrival: _Arrival, shape: Shape, count: int) -> int:
+        """Write `count` datagrams as one super-packet; return where the next begins."""
+        at, after, encap, header = arrival
         frame = self._merger.merge(train, at, count, encap, header, shape)
         end = min(at + count * train.segment_bytes, len(train.datagrams))
         reason = write(port, frame, INGRESS, count, len(frame) - VNET_BYTES)
@@ -169,14 +185,13 @@ class Ingress:
             # Some kernels refuse super-packets on a TUN write (seen on 6.6.44): say so, and go on one by one.
             self._merge_tcp = self._merge_udp = False
             self._host.offload_failed("tun_tso", "the TUN refused a super-packet")
-        tally.received_packets += count - 1
-        tally.received_bytes += end - after - (count - 1) * encap.header_bytes
-        self._settle(tally, reason, count)
+        self._tally.received_packets += count - 1
+        self._tally.received_bytes += end - after - (count - 1) * encap.header_bytes
+        self._settle(reason, count)
         return end
 
-    @staticmethod
-    def _settle(tally: Tally, reason: DropReason | None, packets: int) -> None:
+    def _settle(self, reason: DropReason | None, packets: int) -> None:
         if reason is None:
-            tally.delivered_packets += packets
+            self._tally.delivered_packets += packets
         else:
-            tally.drop(reason, packets)
+            self._tally.drop(reason, packets)

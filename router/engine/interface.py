@@ -80,7 +80,7 @@ class EngineCounters:
     icmp_suppressed: int = 0
     """ICMP errors not sent because of the rate limit."""
     socket_drops: int = 0
-    """Datagrams the kernel dropped at the underlay socket (SK_MEMINFO_DROPS)."""
+    """Drops by the kernel at the underlay socket (SK_MEMINFO_DROPS); it counts a train of datagrams as one."""
 
 
 class Engine(Protocol):
@@ -122,7 +122,10 @@ EngineFactory = Callable[[EngineSettings, Snapshot, socket.socket, "Host"], Engi
 
 
 class Host(Protocol):
-    """What an engine tells and asks its daemon, from its own threads: rare things only, never one a packet."""
+    """What an engine tells and asks its daemon, from its own threads: rare things only, never one a packet.
+
+    None of these may call the engine back: it waits for them.
+    """
 
     def path_mtu(self, endpoint: Endpoint) -> int:
         """Return the underlay's path MTU to an endpoint in bytes, as the kernel knows it now."""
