@@ -18,7 +18,7 @@ demo: need-root ## watch Pods on three nodes talk to each other (root, under a m
 	@podwire demo $(ARGS)
 
 test: need-root ## run every test (root, under six minutes); ARGS="-k icmp -x" for some of them
-	@scripts/setup.sh dev
+	@scripts/setup.sh dev bench
 	@python -m pytest -q $(ARGS)
 
 fuzz: setup ## send a million mutated datagrams, and as many frames, to each engine; FUZZ_PACKETS=, ARGS="--seed 1"
