@@ -21,11 +21,13 @@ from router.errors import Kind, Refusal
 from router.events import EventKind, EventLog
 from router.ipam import Ipam, node_address
 from router.journal import Intent, Journal
-from router.kernel import tun
+from router.kernel import netns, tun
 from router.model import Attachment, AttachmentKey, Interface, Offloads, Prefix
 from router.status import AttachRequest
 
 _log = logging.getLogger(__name__)
+
+_LEAST_MTU_BYTES = 1280
 
 
 class Attachments:
@@ -46,6 +48,8 @@ class Attachments:
         self._present: dict[AttachmentKey, Attachment] = {}
         self._fds: dict[AttachmentKey, int] = {}
         self._lost: set[AttachmentKey] = set()
+        self._identities: dict[AttachmentKey, tuple[int, int]] = {}
+        """Which namespace a path led to when its TUN was opened: a path may come to lead to another."""
         self._busy: set[AttachmentKey] = set()
         self._idle = threading.Condition(self._lock)
 
@@ -73,6 +77,8 @@ class Attachments:
         """Give a Pod its interface; the same request again gets the same answer. Raise Refusal."""
         with self._only(request.key):
             present = self._present.get(request.key)
+            if present is not None and self._moved(present):
+                self.lose(present.key, f"{present.netns_path} is another namespace now")
             if present is not None and request.key not in self._lost:
                 return self._same(present, request)
             if present is not None:  # its device vanished: the sandbox wants it back
@@ -90,6 +96,12 @@ class Attachments:
                 Kind.EXISTS,
                 f"attachment {request.key} is there already, in {present.netns_path}: detach it first, or use another id",
             )
+        if request.mtu_bytes not in (0, present.mtu_bytes):
+            raise Refusal(
+                Kind.EXISTS,
+                f"attachment {request.key} is there already with MTU {present.mtu_bytes}, not {request.mtu_bytes}: "
+                "detach it first",
+            )
         if not held.issuperset(request.addresses):
             wanted = ", ".join(map(str, request.addresses))
             raise Refusal(
@@ -104,10 +116,22 @@ class Attachments:
                 Kind.INVALID,
                 f"mtu_bytes {request.mtu_bytes} is more than the overlay carries: at most {self._mtu_bytes}",
             )
+        identity = netns.identity(request.netns_path)
+        if identity == netns.identity(netns.OWN):
+            raise Refusal(
+                Kind.INVALID,
+                f"{request.netns_path} is the node's own namespace, and its routes are not a Pod's to take: "
+                "Pods on the node's network need no attachment",
+            )
         with ExitStack() as undo:
             with self._lock:
                 addresses = self._ipam.allocate(request.key, request.addresses, time.time())
             undo.callback(self._return_unused, request.key)
+            if 0 < request.mtu_bytes < _LEAST_MTU_BYTES and any(interface.version == 6 for interface in addresses):
+                raise Refusal(
+                    Kind.INVALID,
+                    f"mtu_bytes {request.mtu_bytes} is less than IPv6 needs: {_LEAST_MTU_BYTES} at least (RFC 8200)",
+                )
             mtu_bytes = request.mtu_bytes or self._mtu_bytes
             attachment = Attachment(request.key, request.netns_path, addresses, mtu_bytes, request.labels)
             self._journal.begin_attach(attachment)
@@ -120,6 +144,7 @@ class Attachments:
             undo.pop_all()
         with self._lock:
             self._present[request.key] = attachment
+            self._identities[request.key] = identity
             self._fds[request.key] = fd
         return attachment
 
@@ -137,6 +162,8 @@ class Attachments:
         """Take a Pod's interface away; False when there was none. Raise Refusal."""
         with self._only(key):
             if key not in self._present:
+                # A set-up whose undoing failed may have left a row; without one this does nothing.
+                self._journal.finish_detach(key, time.time())
                 return False
             self._take_down(key, EventKind.DETACHED, "asked for")
             return True
@@ -162,6 +189,7 @@ class Attachments:
         with self._lock:
             attachment = self._present[key]
             fd = self._fds.pop(key, -1)
+            self._lost.add(key)  # until all of it is done: should a step fail, a second attach must not find it whole
         if fd >= 0:
             self._engine.detach(key)
             tun.discard(fd)
@@ -170,6 +198,7 @@ class Attachments:
         with self._lock:
             self._ipam.release(key, now_s)
             del self._present[key]
+            self._identities.pop(key, None)
             self._lost.discard(key)
         self._journal.forget_resting(now_s - self._rest_s)
         _log.info("detached %s (%s)", key, why)
@@ -205,7 +234,15 @@ class Attachments:
             self.lose(attachment.key, refusal.message)
             return
         self._fds[attachment.key] = fd
+        self._identities[attachment.key] = netns.identity(attachment.netns_path)
         self._engine.attach(attachment, fd)
+
+    def _moved(self, present: Attachment) -> bool:
+        """Tell whether an attachment's path leads to another namespace than when its TUN was opened."""
+        try:
+            return self._identities.get(present.key) != netns.identity(present.netns_path)
+        except Refusal:
+            return False  # gone, not replaced: attaching will say so
 
     def lose(self, key: AttachmentKey, why: str) -> None:
         """Note that a device is gone; its addresses stay held until it is detached, synced away or attached anew."""
@@ -226,11 +263,9 @@ class Attachments:
 
     def ring_drops(self) -> dict[AttachmentKey, int]:
         """Return what the kernel dropped at each TUN's full ring."""
-        return {
-            attachment.key: tun.ring_drops(attachment.netns_path, attachment.key.if_name)
-            for attachment in self.list()
-            if attachment.key not in self._lost
-        }
+        present = [attachment for attachment in self.list() if attachment.key not in self._lost]
+        drops = tun.ring_drops([(attachment.netns_path, attachment.key.if_name) for attachment in present])
+        return {attachment.key: drops[index] for index, attachment in enumerate(present)}
 
     def close(self) -> None:
         """Let go of every TUN; they stay, with their addresses, for the next router. The engine was stopped before."""

@@ -51,15 +51,16 @@ def router() -> None:
 @click.option("--log-level", "log__level", metavar="LEVEL", help="debug, info, warning or error. [default: info]")
 @click.option("--log-format", "log__format", metavar="FORMAT", help="text or json. [default: text]")
 def run(config_file: Path | None, **flags: object) -> None:
-    r"""Run the router daemon of this node in the foreground.
+    """Run the router daemon of this node in the foreground.
 
     It carries packets between this node's Pods and over UDP tunnels to the routers of other nodes, and is told what to
-    do over its control socket. Every setting can also stand in --config FILE or the environment (PODWIRE_NODE, …); flags
-    go before environment, environment before file.
+    do over its control socket. Every setting can also stand in --config FILE or the environment; flags go before
+    environment, environment before file. docs/configuration.md names them all: `[offloads] tun_tso` in the file is
+    PODWIRE_OFFLOADS_TUN_TSO in the environment.
 
     \b
     Example, on node alpha:
-      podwire router run --node alpha --network 10.32.0.0/16 --network fd00:32::/48 \
+      podwire router run --node alpha --network 10.32.0.0/16 --network fd00:32::/48 \\
           --underlay 192.0.2.1 --subnets /etc/podwire/subnets.toml
 
     \b

@@ -116,7 +116,8 @@ def load_settings(flags: Mapping[str, object], environ: Mapping[str, str], confi
 
 def flag(name: str) -> str:
     """Return the command line's word for a setting."""
-    return "--" + name.replace("_", "-").replace(".", "-")
+    named = {"tls.listen": "listen", "tls.ca": "tls-client-ca"}.get(name) or name.removeprefix("offloads.")
+    return "--" + named.replace("_", "-").replace(".", "-")
 
 
 def parse_address(text: str) -> Address:
@@ -185,7 +186,10 @@ def _settled(read: dict[str, object]) -> Settings:
     plain["offloads"] = OffloadSwitches(**tables["offloads"])  # type: ignore[arg-type]
     if tables["tls"]:
         if missing := [f"tls.{entry.name}" for entry in fields(Tls) if entry.name not in tables["tls"]]:
-            raise Refusal(Kind.INVALID, f"a TCP listener needs mutual TLS, and {', '.join(missing)} is not set")
+            raise Refusal(
+                Kind.INVALID,
+                f"a TCP listener needs mutual TLS, and {', '.join(missing)} is not set ({', '.join(map(flag, missing))})",
+            )
         plain["tls"] = Tls(**tables["tls"])  # type: ignore[arg-type]
     settings = Settings(**plain)  # type: ignore[arg-type]
     check_networks(settings.networks, settings.underlay)

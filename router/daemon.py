@@ -85,6 +85,7 @@ class Daemon:
             undo.push(_if_failed(self._uplink.withdraw))
             self._attachments.restore(self._tables.own_subnets(first))
             self._note(self._uplink.apply(self._tables.own_subnets(first), self._engine))
+            undo.callback(self._engine.close)
             undo.callback(self._engine.stop)
             self._engine.start()
             if self._source is not None:
@@ -253,7 +254,11 @@ class Daemon:
         """Return this router at a glance."""
         table = self._tables.current
         own = self._tables.own_subnets()
-        lost = tuple(f"attachment {key} lost its device; detach it" for key in sorted(self._attachments.lost()))
+        lost = tuple(
+            "podwire0 is gone: restart the router to have it back" if key == NODE_KEY
+            else f"attachment {key} lost its device; detach it, or attach it again"
+            for key in sorted(self._attachments.lost())
+        )  # fmt: skip
         return Status(
             node=self._settings.node,
             engine=self._engine.name,
@@ -279,11 +284,11 @@ class Daemon:
     # What the engine asks and tells (engine.interface.Host)
 
     def path_mtu(self, endpoint: Endpoint) -> int:
-        """Return the kernel's path MTU to an endpoint; the smallest any path has when it cannot say."""
+        """Return the kernel's path MTU to an endpoint; what is configured when it cannot say."""
         try:
             return underlay.path_mtu(self._settings.underlay, endpoint)
         except OSError:
-            return self._mtu_bytes
+            return self._mtu_bytes + underlay.overhead_bytes(self._settings.underlay)
 
     def attachment_lost(self, key: AttachmentKey, why: str) -> None:
         """Note a device that is gone."""

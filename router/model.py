@@ -56,14 +56,6 @@ class NextHop:
     offload: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Prefix to next hop."""
-
-    prefix: Prefix
-    next_hop: NextHop
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class AttachmentKey:
     """What identifies an attachment everywhere: a sandbox and an interface in it."""

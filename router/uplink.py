@@ -35,27 +35,26 @@ class Uplink:
     def apply(self, subnets: tuple[Prefix, ...], engine: Engine) -> tuple[str, ...]:
         """Make podwire0 carry the first address of each subnet; return notes on what was changed on the node.
 
-        Raise Refusal when the kernel does not allow it; podwire0 is then as it was.
+        Raise Refusal when the kernel does not allow it; the next call begins anew.
         """
         if subnets == self._subnets or (not subnets and self._fd < 0):
             return ()
         addresses = node_interfaces(subnets)
-        gone = set(node_interfaces(self._subnets or ())) - set(addresses)
         dress = tun.Dress(addresses, (), self._networks, self._mtu_bytes, self._offloads.max_segments)
+        # The rules first: they are what is most likely refused, and then nothing has changed yet.
+        if self._egress and self._masquerading:
+            masquerade.enable(subnets, self._networks)
+        else:
+            masquerade.disable()
         if self._fd < 0:
             self._fd = self._open(dress)
-        else:
-            tun.redress(netns.OWN, NODE_KEY.if_name, dress, tuple(gone))
+        tun.redress(netns.OWN, NODE_KEY.if_name, dress)
+        _accept_own()
+        with suppress(KeyError):
             engine.detach(NODE_KEY)
         engine.attach(Attachment(NODE_KEY, netns.OWN, addresses, self._mtu_bytes), self._fd)
         self._subnets = subnets
-        _accept_own()
-        if not self._egress:
-            masquerade.disable()
-            return ()
-        if self._masquerading:
-            return masquerade.enable(subnets, self._networks)
-        return masquerade.forward(subnets)
+        return masquerade.forward(subnets) if self._egress else ()
 
     def _open(self, dress: tun.Dress) -> int:
         """Take over the podwire0 an earlier router left, or make it."""
@@ -70,7 +69,7 @@ class Uplink:
 
     def ring_drops(self) -> dict[AttachmentKey, int]:
         """Return what the kernel dropped at podwire0's full ring."""
-        return {NODE_KEY: tun.ring_drops(netns.OWN, NODE_KEY.if_name)} if self._fd >= 0 else {}
+        return {NODE_KEY: tun.ring_drops([(netns.OWN, NODE_KEY.if_name)])[0]} if self._fd >= 0 else {}
 
     def withdraw(self) -> None:
         """Take podwire0 and the rules away again, unless an earlier router had left them: the start came to nothing."""

@@ -282,6 +282,3 @@ def _print_json(answer: Any, indent: int | None = 2) -> None:
 
 def _plain(value: Any) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-
-
-COMMANDS: tuple[click.Command, ...] = (attach, detach, status, pods, routes, peers, counters, events, subnets)

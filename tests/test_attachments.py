@@ -219,7 +219,7 @@ def test_a_hundred_at_once_with_failures_leak_nothing(lab: Lab, client: Client) 
         random.Random(4).shuffle(fates)
         resident = 0
         for turn in range(3):
-            with ThreadPoolExecutor(16) as pool:
+            with ThreadPoolExecutor(_PARALLEL) as pool:
                 list(pool.map(lambda fate, name: fate(client, name), fates, names))
             after = settled(lab, client, before)
             assert after == before

@@ -8,7 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from router.config import OffloadSwitches, Settings, Switch, Tls, load_settings, parse_endpoint, parse_prefix
+from router.commands import run
+from router.config import (
+    _PARSERS,
+    ENVIRONMENT,
+    OffloadSwitches,
+    Settings,
+    Switch,
+    Tls,
+    flag,
+    load_settings,
+    parse_endpoint,
+    parse_prefix,
+)
 from router.errors import Kind, Refusal
 from router.model import Endpoint, Offloads
 
@@ -242,3 +254,17 @@ def test_what_is_no_endpoint(text: str) -> None:
 def test_what_is_no_prefix(text: str) -> None:
     with pytest.raises(ValueError, match=r"\S+ \S+"):
         parse_prefix(text)
+
+
+def test_every_setting_is_documented_under_all_its_names() -> None:
+    """docs/configuration.md, the flags of `podwire router run` and the parsers name the same settings."""
+    text = (Path(__file__).resolve().parent.parent / "docs/configuration.md").read_text()
+    flags = {option for parameter in run.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    for name in _PARSERS:
+        table, _, key = name.rpartition(".")
+        row = next(
+            line for line in text.splitlines() if line.startswith(f"| `[{table}] {key}`" if table else f"| `{key}`")
+        )
+        assert f"`{ENVIRONMENT}{name.upper().replace('.', '_')}`" in row
+        assert f"`{flag(name)}" in row
+        assert flag(name) in flags, f"{flag(name)} is no flag of `podwire router run`"

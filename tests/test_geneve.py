@@ -48,7 +48,7 @@ def test_bytes_are_as_documented() -> None:
 
 
 @given(
-    st.integers(0, geneve.VNI_LIMIT - 1), st.sampled_from([4, 6]), st.integers(0, 255), st.integers(0, 255),
+    st.integers(0, (1 << 24) - 1), st.sampled_from([4, 6]), st.integers(0, 255), st.integers(0, 255),
     st.integers(0, 65535), st.integers(0, 65535), st.integers(0, 255), st.binary(max_size=8),
 )  # fmt: skip
 def test_what_was_encoded_is_decoded(

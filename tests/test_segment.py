@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import dpkt
@@ -271,6 +271,17 @@ def test_segments_are_joined_by_what_the_option_says() -> None:
                 counts = [count for count, _ in joined(train._replace(datagrams=memoryview(data)))]
                 assert sum(counts) == 5
                 assert row in _sums(counts), f"row {row} was joined with those before it"
+
+
+@pytest.mark.parametrize("make", [lambda train: train, loose])
+def test_a_last_row_cut_short_is_joined_only_whole(make: Callable[[Train], Train]) -> None:
+    packet = ip("10.42.1.2", "10.42.2.3", TCP, tcp(bytes(2500)))
+    train = make(*split(frame(packet, TCP, gso_size=1000)))
+    whole = len(train.datagrams)
+    for size in range(2 * train.segment_bytes + 1, whole):
+        cut = train._replace(datagrams=train.datagrams[:size])
+        assert [count for count, _ in joined(cut)] == [2, 1]
+    assert [count for count, _ in joined(train)] == [3]
 
 
 def _sums(counts: list[int]) -> set[int]:

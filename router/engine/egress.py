@@ -133,10 +133,10 @@ class Egress:
                 self._refuse(frame, verdict.reason or DropReason.NO_ROUTE)
             return at
         hop = not (self._port.is_node or (to_port is not None and to_port.is_node))
+        if to_peer is not None and wire_bytes > to_peer.mtu_bytes:
+            to_peer.forget_mtu(self.exceptions.now_s())
         refusal = decide_transit(header, wire_bytes, target.mtu_bytes, hop)
         if refusal is not None:
-            if to_peer is not None and refusal.reason is DropReason.TOO_BIG:
-                to_peer.forget_mtu(self.exceptions.now_s())
             self._refuse(frame, refusal.reason or DropReason.TOO_BIG, target.mtu_bytes)
             return at
         if hop:
@@ -155,7 +155,7 @@ class Egress:
             return self._join_run(frame, to_peer) if to_peer.next_hop.offload else self._send_plain(frame, to_peer)
         return at
 
-    def _settle(self, reason: DropReason | None, packets: int, local: bool = False) -> None:
+    def _settle(self, reason: DropReason | None, packets: int, local: bool) -> None:
         """Count the fate of packets received before."""
         if reason is not None:
             self._tally.drop(reason, packets)
@@ -170,15 +170,18 @@ class Egress:
 
     def _send(self, train: Train, peer: Peer, packet: memoryview, encap_bytes: int) -> None:
         """Send a train and count its fate; `packet` is what an ICMP error about it would quote."""
-        reason = self._sender.send(train, peer)
-        if reason is DropReason.TOO_BIG:  # the path has become smaller than we knew
-            self.exceptions.refuse(self._port, self._view, packet, reason, train.packets, peer.mtu_bytes)
-            return
-        self._settle(reason, train.packets)
+        packets, reason = self._sender.send(train, peer)
+        self._tally.tunnelled_packets += packets
+        tally = peer.tallies[EGRESS]
+        tally.sent_packets += packets
         if reason is None:
-            sent = peer.tallies[EGRESS]
-            sent.sent_packets += train.packets
-            sent.sent_bytes += len(train.datagrams) - train.packets * encap_bytes
+            tally.sent_bytes += len(train.datagrams) - packets * encap_bytes
+            return
+        tally.sent_bytes += packets * (train.segment_bytes - encap_bytes)
+        if reason is DropReason.TOO_BIG:  # the path has become smaller than we knew
+            self.exceptions.refuse(self._port, self._view, packet, reason, train.packets - packets, peer.mtu_bytes)
+        else:
+            self._tally.drop(reason, train.packets - packets)
 
     # Super-packets
 

@@ -43,7 +43,7 @@ class Exceptions:
         """Count `packets` as dropped, and tell the sender by ICMP about the one at hand."""
         tally = source.tallies[self._thread]
         tally.drop(reason, packets)
-        if not self._rate.allow(source, self.now_s()):
+        if not self._rate.allow(source.origin, self.now_s()):
             self.suppressed += 1
             return
         limit_bytes = mtu_bytes or self._settings.mtu_bytes
@@ -61,7 +61,10 @@ class Exceptions:
         whole = bytearray(packet)
         if partial is not None and not finish_checksum(whole, *partial):
             return DropReason.MALFORMED
-        for piece in fragment(bytes(whole), mtu_bytes):
+        pieces = fragment(bytes(whole), mtu_bytes)
+        if not pieces:
+            return DropReason.MALFORMED
+        for piece in pieces:
             reason = self._send(piece, way)
             if reason is not None:
                 return reason
@@ -86,7 +89,7 @@ class Exceptions:
         version = packet[0] >> 4
         encode = geneve.encode if peer.next_hop.offload else geneve.encode_plain
         datagram = encode(self._settings.vni, version) + packet
-        reason = self._sender.send(Train(memoryview(datagram), len(datagram), 1), peer)
+        _, reason = self._sender.send(Train(memoryview(datagram), len(datagram), 1), peer)
         if reason is None:
             tally = peer.tallies[self._thread]
             tally.sent_packets += 1

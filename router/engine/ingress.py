@@ -25,6 +25,8 @@ from router.wire.packet import VNET_BYTES, IpHeader, decrement_hop_limit, parse_
 from router.wire.segment import Shape, Train, shape_of, write_plain_vnet
 
 UDP_GRO: Final = 104  # linux/udp.h
+_MOST_REFUSED: Final = 16
+"""After so many super-packets that a TUN refused, none accepted between, none are made any more."""
 _HEADROOM: Final = 16
 """Before the first datagram: the virtio header is written there when Geneve's is shorter than it."""
 _BUFFER_BYTES: Final = 256 * 1024
@@ -58,6 +60,7 @@ class Ingress:
         self._buffer = bytearray(_BUFFER_BYTES)
         self._space = memoryview(self._buffer)[_HEADROOM:]
         self._bytes = memoryview(self._buffer)
+        self._refused = 0
         # Whose train is at hand.
         self._peer: Peer
         self._tally: Tally
@@ -182,9 +185,13 @@ class Ingress:
         end = min(at + count * train.segment_bytes, len(train.datagrams))
         reason = write(port, frame, INGRESS, count, len(frame) - VNET_BYTES)
         if reason is DropReason.MALFORMED:
-            # Some kernels refuse super-packets on a TUN write (seen on 6.6.44): say so, and go on one by one.
-            self._merge_tcp = self._merge_udp = False
-            self._host.offload_failed("tun_tso", "the TUN refused a super-packet")
+            self._refused += 1
+            if self._refused == _MOST_REFUSED:
+                # Some kernels refuse super-packets on a TUN write (seen on 6.6.44): say so, and go on one by one.
+                self._merge_tcp = self._merge_udp = False
+                self._host.offload_failed("tun_tso", f"the TUN refused {_MOST_REFUSED} super-packets in a row")
+        elif reason is None:
+            self._refused = 0
         self._tally.received_packets += count - 1
         self._tally.received_bytes += end - after - (count - 1) * encap.header_bytes
         self._settle(reason, count)

@@ -107,6 +107,9 @@ class Engine(Protocol):
     def stop(self) -> None:
         """End the threads; pending packets are sent first. Can be started again."""
 
+    def close(self) -> None:
+        """Free what the engine itself made; it was stopped before, and is not used again."""
+
     def forward(self, budget: int) -> int:
         """Handle at most `budget` waiting reads in the caller's thread, without blocking; return how many there were.
 

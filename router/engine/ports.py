@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -22,26 +23,32 @@ _LEAST_MTU_BYTES = 68
 
 
 _NOTHING = Tally()
+_serials = itertools.count(1)
 
 
 class Party:
     """A source and sink of packets: what it may send, and its counts by thread."""
 
-    __slots__ = ("origin", "tallies", "mtu_bytes", "_ways", "_view")
+    __slots__ = ("origin", "tallies", "mtu_bytes", "_ways", "_view_serial")
 
     def __init__(self, origin: Origin, mtu_bytes: int) -> None:
         self.origin = origin
         self.tallies = (Tally(), Tally())
         self.mtu_bytes = mtu_bytes
         self._ways: dict[bytes, Way] = {}
-        self._view: View | None = None
+        self._view_serial = 0
 
     def ways(self, view: View) -> dict[bytes, Way]:
         """Return the flows remembered under this view: addresses to way. Of the thread that reads this party only."""
-        if self._view is not view or len(self._ways) >= _WAYS_KEPT:
+        # Not the view itself: it holds this party, and a circle is never freed here (collector.py).
+        if self._view_serial != view.serial or len(self._ways) >= _WAYS_KEPT:
             self._ways = {}
-            self._view = view
+            self._view_serial = view.serial
         return self._ways
+
+    def forget_ways(self) -> None:
+        """Let go of every party its flows led to; it has left."""
+        self._ways = {}
 
     @property
     def tally(self) -> Tally:
@@ -102,28 +109,41 @@ class Way(NamedTuple):
 class View:
     """Snapshot, attachments and peers as one batch sees them: never changed, replaced whole."""
 
-    __slots__ = ("snapshot", "ports", "peers", "place", "_by_sockaddr", "_by_host")
+    __slots__ = ("snapshot", "ports", "peers", "place", "serial", "by_sockaddr", "by_host")
 
-    def __init__(self, snapshot: Snapshot, ports: Mapping[AttachmentKey, Port], peers: Mapping[Endpoint, Peer]) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        ports: Mapping[AttachmentKey, Port],
+        peers: Mapping[Endpoint, Peer],
+        last: View | None = None,
+    ) -> None:
+        """`last` is the view this one replaces; with the same peers, it lends what is known of them."""
+        self.serial = next(_serials)
         self.snapshot = snapshot
         self.ports = ports
         self.peers = peers
         holders = {address: key for key, port in ports.items() for address in port.origin.addresses}
         self.place = Place(snapshot.table, holders, snapshot.egress and NODE_KEY in ports)
-        self._by_sockaddr = {peer.sockaddr: peer for peer in peers.values()}
-        self._by_host: dict[str, Peer | None] = {}
+        self.by_sockaddr: dict[tuple[str, int], Peer]
+        self.by_host: dict[str, Peer | None]
+        if last is not None and last.peers is peers:
+            self.by_sockaddr, self.by_host = last.by_sockaddr, last.by_host
+            return
+        self.by_sockaddr = {peer.sockaddr: peer for peer in peers.values()}
+        self.by_host = {}
         for peer in peers.values():
             host = peer.sockaddr[0]
-            self._by_host[host] = None if host in self._by_host else peer
+            self.by_host[host] = None if host in self.by_host else peer
 
     def sender(self, sockaddr: tuple[str, int]) -> Peer | None:
         """Return the peer that sent from there, or None for a stranger.
 
         A peer that speaks plain Geneve may use any source port (RFC 8926 section 3.3), as long as its host is its own.
         """
-        peer = self._by_sockaddr.get(sockaddr)
+        peer = self.by_sockaddr.get(sockaddr)
         if peer is None:
-            peer = self._by_host.get(sockaddr[0])
+            peer = self.by_host.get(sockaddr[0])
             if peer is not None and peer.next_hop.offload:
                 return None
         return peer

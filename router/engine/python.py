@@ -98,6 +98,7 @@ class PythonEngine:
         last = Tally()
         for peer in leaving:
             last = last.plus(peer.tally)
+            peer.forget_ways()
 
         def retire() -> None:
             self._gone = self._gone.plus(last)
@@ -112,10 +113,10 @@ class PythonEngine:
             if attachment.key in self._ports:
                 raise ValueError(f"attachment {attachment.key} is there already")
             port = Port(attachment, fd)
+            self._outward.watch(fd)  # may fail, and then nothing was done
             self._ports[attachment.key] = port
             self._swap_ports()
             self._ports_by_fd[fd] = port
-            self._outward.watch(fd)
 
     def detach(self, key: AttachmentKey) -> Tally:
         """Stop carrying and return the final count; KeyError if it is not there."""
@@ -127,12 +128,13 @@ class PythonEngine:
             return port.tally
 
     def _swap_ports(self, leaving: Port | None = None) -> None:
-        view = View(self._view.snapshot, dict(self._ports), self._peers)
+        view = View(self._view.snapshot, dict(self._ports), self._peers, self._view)
 
         def swap() -> None:
             self._view = view
             if leaving is not None:
                 self._gone = self._gone.plus(leaving.tally)
+                leaving.forget_ways()
 
         self._between_batches(swap)
 

@@ -15,7 +15,7 @@ from router.wire.segment import Train
 
 SOL_UDP, UDP_SEGMENT = 17, 103  # linux/udp.h
 _DONTWAIT = int(socket.MSG_DONTWAIT)
-_BUSY_WAIT_MS = 10
+_BUSY_WAIT_MS = 1
 """Longest wait for room in the socket: back-pressure fills the TUN's ring, where the sender's stack sees it."""
 _BUSY = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
 
@@ -32,29 +32,32 @@ class Sender:
         self._poll.register(underlay.fileno(), select.POLLOUT)
         self._control: dict[int, list[tuple[int, int, bytes]]] = {}
 
-    def send(self, train: Train, peer: Peer) -> DropReason | None:
-        """Send a train; None when the kernel took it whole, else why it, or the rest of it, was dropped."""
-        if train.packets == 1:
-            return self._send(train.datagrams, [], peer)
-        if not (self._segmenting and peer.segmenting):
+    def send(self, train: Train, peer: Peer) -> tuple[int, DropReason | None]:
+        """Send a train; return how many of its datagrams the kernel took, and why not the rest."""
+        if train.packets == 1 or not (self._segmenting and peer.segmenting):
             return self._send_each(train, peer)
         control = self._control.get(train.segment_bytes)
         if control is None:
             control = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", train.segment_bytes))]
             self._control[train.segment_bytes] = control
         try:
-            return self._send(train.datagrams, control, peer)
+            reason = self._send(train.datagrams, control, peer)
         except OSError as error:
             # EIO: the interface towards the peer cannot finish the checksums of a train (udp_send_skb, net/ipv4/udp.c)
             peer.segmenting = False
             self._host.offload_failed("udp_segment", f"towards {peer.next_hop.node}: {error.strerror}")
             return self._send_each(train, peer)
+        return (train.packets, None) if reason is None else (0, reason)
 
-    def _send_each(self, train: Train, peer: Peer) -> DropReason | None:
-        outcome = None
+    def _send_each(self, train: Train, peer: Peer) -> tuple[int, DropReason | None]:
+        sent, outcome = 0, None
         for at in range(0, len(train.datagrams), train.segment_bytes):
-            outcome = self._send(train.datagrams[at : at + train.segment_bytes], [], peer) or outcome
-        return outcome
+            reason = self._send(train.datagrams[at : at + train.segment_bytes], [], peer)
+            if reason is None:
+                sent += 1
+            else:
+                outcome = reason
+        return sent, outcome
 
     def _send(self, datagrams: memoryview, control: list[tuple[int, int, bytes]], peer: Peer) -> DropReason | None:
         while True:

@@ -17,13 +17,9 @@ _FAMILY_WORD = {4: "ip", 6: "ip6"}
 _FORWARDING = {4: Path("/proc/sys/net/ipv4/ip_forward"), 6: Path("/proc/sys/net/ipv6/conf/all/forwarding")}
 
 
-def enable(subnets: tuple[Prefix, ...], networks: tuple[Prefix, ...]) -> tuple[str, ...]:
-    """Masquerade what leaves the cluster from these subnets; return notes on what was changed on the node.
-
-    Raise Refusal(STATE) when nftables is missing or refuses.
-    """
+def enable(subnets: tuple[Prefix, ...], networks: tuple[Prefix, ...]) -> None:
+    """Masquerade what leaves the cluster from these subnets. Raise Refusal(STATE) when nftables is missing or refuses."""
     _nft(ruleset(subnets, networks))
-    return forward(subnets)
 
 
 def forward(subnets: tuple[Prefix, ...]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,16 +30,30 @@ def inside(netns_path: str, work: Callable[[], T]) -> T:
 
     Raise Refusal(INVALID) when the path leads to no network namespace, Refusal(STATE) when it may not be entered.
     """
-    try:
-        fd = os.open(netns_path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise Refusal(
-            Kind.INVALID, f"cannot open network namespace {netns_path}: {error.strerror}; does it exist?"
-        ) from None
+    fd = _open(netns_path)
     try:
         return _in_thread(lambda: _enter(fd, netns_path), work)
     finally:
         os.close(fd)
+
+
+def inside_each(netns_paths: Sequence[str], work: Callable[[int], T]) -> list[T | None]:
+    """Run `work` (told which) inside each of the namespaces in turn, in one thread; None where one cannot be entered."""
+
+    def visit(which: int) -> T | None:
+        try:
+            fd = _open(netns_paths[which])
+        except Refusal:
+            return None
+        try:
+            _enter(fd, netns_paths[which])
+            return work(which)
+        except Refusal:
+            return None
+        finally:
+            os.close(fd)
+
+    return _in_thread(lambda: None, lambda: [visit(which) for which in range(len(netns_paths))])
 
 
 def inside_new(work: Callable[[], T]) -> T:
@@ -48,9 +62,26 @@ def inside_new(work: Callable[[], T]) -> T:
 
 
 def identity(netns_path: str) -> tuple[int, int]:
-    """Return what two paths to one namespace have in common: device and inode of the namespace file."""
-    status = Path(netns_path).stat()
+    """Return what two paths to one namespace have in common: device and inode of the namespace file.
+
+    Raise Refusal(INVALID) when there is nothing at the path.
+    """
+    try:
+        status = Path(netns_path).stat()
+    except OSError as error:
+        raise _no_namespace(netns_path, error) from None
     return status.st_dev, status.st_ino
+
+
+def _open(netns_path: str) -> int:
+    try:
+        return os.open(netns_path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _no_namespace(netns_path, error) from None
+
+
+def _no_namespace(netns_path: str, error: OSError) -> Refusal:
+    return Refusal(Kind.INVALID, f"cannot open network namespace {netns_path}: {error.strerror}; does it exist?")
 
 
 def _enter(fd: int, netns_path: str) -> None:

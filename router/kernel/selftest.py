@@ -7,21 +7,37 @@ full. So every feature is used once, and what arrives is compared.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 
 from router.errors import Kind, Refusal
 from router.kernel import netns, tun
 from router.model import Offloads
-from router.wire.packet import GSO_UDP_L4, NEEDS_CSUM, UDP, UDP_CSUM_OFFSET, VnetHeader, checksum, pseudo_sum
+from router.wire.packet import (
+    GSO_NONE,
+    GSO_TCPV4,
+    GSO_UDP_L4,
+    NEEDS_CSUM,
+    TCP,
+    TCP_CSUM_OFFSET,
+    UDP,
+    UDP_CSUM_OFFSET,
+    VnetHeader,
+    checksum,
+    pseudo_sum,
+)
 
 _SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104  # linux/udp.h
 _HOST, _STRANGER = "192.0.2.1", "192.0.2.2"  # TEST-NET-1 (RFC 5737), in a namespace of our own
 _TIMEOUT_S = 1.0
 _CHUNK_BYTES = 400
+_PORT = 9  # discard (RFC 863)
+_TCP = struct.Struct(">HHIIBBHHH")
 
 
 def probe(wanted: Offloads) -> tuple[Offloads, tuple[str, ...]]:
@@ -40,8 +56,8 @@ def _probe(wanted: Offloads) -> tuple[Offloads, tuple[str, ...]]:
     notes: list[str] = []
     found = wanted
     checks: tuple[tuple[str, Callable[[Offloads], None]], ...] = (
-        ("tun_checksum", _check_tun),
-        ("tun_tso", _check_tun),
+        ("tun_checksum", _check_checksum),
+        ("tun_tso", _check_tso),
         ("tun_uso", _check_uso),
         ("udp_gro", _check_gro),
         ("udp_segment", _check_segment),
@@ -79,36 +95,63 @@ def _loopback_up() -> None:
         ip.link("set", index=1, state="up")
 
 
-def _check_tun(offloads: Offloads) -> None:
-    """Make a TUN with these offloads."""
-    dress = tun.Dress((ip_interface(f"{_HOST}/24"),), (), (), 1500)
-    os.close(tun.create(netns.OWN_THREAD, "probe0", dress, offloads))
-    tun.remove(netns.OWN_THREAD, "probe0")
+def _check_checksum(offloads: Offloads) -> None:
+    """Write one UDP packet whose checksum is partial, and expect its bytes."""
+    with _probe_tun(offloads) as fd, _receiver(_HOST) as receiver:
+        payload = os.urandom(_CHUNK_BYTES)
+        os.write(fd, _udp_frame(payload, receiver.getsockname()[1], GSO_NONE, 0))
+        _expect(receiver, [payload])
 
 
 def _check_uso(offloads: Offloads) -> None:
-    """Write one UDP super-packet to a TUN and expect two datagrams with their bytes."""
-    dress = tun.Dress((ip_interface(f"{_HOST}/24"),), (), (), 1500)
+    """Write one UDP super-packet, and expect two datagrams with their bytes."""
+    with _probe_tun(offloads) as fd, _receiver(_HOST) as receiver:
+        payload = os.urandom(2 * _CHUNK_BYTES)
+        os.write(fd, _udp_frame(payload, receiver.getsockname()[1], GSO_UDP_L4, _CHUNK_BYTES))
+        _expect(receiver, [payload[:_CHUNK_BYTES], payload[_CHUNK_BYTES:]])
+
+
+def _check_tso(offloads: Offloads) -> None:
+    """Write one TCP super-packet to a port where nobody listens, and expect its reset (RFC 9293 section 3.10.7.1)."""
+    source, destination = socket.inet_aton(_STRANGER), socket.inet_aton(_HOST)
+    size = _TCP.size + 2 * _CHUNK_BYTES
+    tcp = _TCP.pack(_PORT, _PORT, 1, 1, 0x50, 0x10, 1000, pseudo_sum(source + destination, TCP, size), 0)
+    vnet = VnetHeader(NEEDS_CSUM, GSO_TCPV4, 20 + _TCP.size, _CHUNK_BYTES, 20, TCP_CSUM_OFFSET)
+    with _probe_tun(offloads) as fd:
+        os.write(fd, _frame(vnet, TCP, source, destination, tcp + bytes(2 * _CHUNK_BYTES)))
+        waiting = select.poll()
+        waiting.register(fd, select.POLLIN)
+        while waiting.poll(_TIMEOUT_S * 1000):
+            answer = os.read(fd, 65536)[10:]
+            if answer[9] == TCP and answer[33] & 0x04:
+                return
+        raise OSError(0, "a TCP super-packet was not answered")
+
+
+@contextmanager
+def _probe_tun(offloads: Offloads) -> Iterator[int]:
+    dress = tun.Dress((ip_interface(f"{_HOST}/24"),), (), (ip_network(f"{_STRANGER}/32"),), 1500)
     fd = tun.create(netns.OWN_THREAD, "probe0", dress, offloads)
     try:
-        with _receiver(_HOST) as receiver:
-            payload = os.urandom(2 * _CHUNK_BYTES)
-            os.write(fd, _udp_super_packet(payload, receiver.getsockname()[1]))
-            _expect(receiver, [payload[:_CHUNK_BYTES], payload[_CHUNK_BYTES:]])
+        yield fd
     finally:
-        os.close(fd)
-        tun.remove(netns.OWN_THREAD, "probe0")
+        tun.discard(fd)
 
 
-def _udp_super_packet(payload: bytes, port: int) -> bytes:
+def _udp_frame(payload: bytes, port: int, gso_type: int, gso_size: int) -> bytes:
     source, destination = socket.inet_aton(_STRANGER), socket.inet_aton(_HOST)
     size = 8 + len(payload)
-    ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + size, 0, 0x4000, 64, UDP, 0, source, destination)
+    udp = struct.pack(">HHHH", _PORT, port, size, pseudo_sum(source + destination, UDP, size))
+    vnet = VnetHeader(NEEDS_CSUM, gso_type, 28, gso_size, 20, UDP_CSUM_OFFSET)
+    return _frame(vnet, UDP, source, destination, udp + payload)
+
+
+def _frame(vnet: VnetHeader, protocol: int, source: bytes, destination: bytes, body: bytes) -> bytes:
+    ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(body), 0, 0x4000, 64, protocol, 0, source, destination)
     ip = ip[:10] + checksum(ip).to_bytes(2, "big") + ip[12:]
-    udp = struct.pack(">HHHH", 9, port, size, pseudo_sum(source + destination, UDP, size))
     header = bytearray(10)
-    VnetHeader(NEEDS_CSUM, GSO_UDP_L4, 28, _CHUNK_BYTES, 20, UDP_CSUM_OFFSET).write(header, 0)
-    return bytes(header) + ip + udp + payload
+    vnet.write(header, 0)
+    return bytes(header) + ip + body
 
 
 def _check_segment(_: Offloads) -> None:

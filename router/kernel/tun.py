@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,16 +81,18 @@ def reopen(netns_path: str, if_name: str, dress: Dress, offloads: Offloads) -> i
     return netns.inside(netns_path, work)
 
 
-def redress(netns_path: str, if_name: str, dress: Dress, gone: tuple[Interface, ...]) -> None:
-    """Change what a TUN wears: `gone` addresses are taken off, the rest is put on. Raise Refusal(STATE)."""
+def redress(netns_path: str, if_name: str, dress: Dress) -> None:
+    """Change what a TUN wears: other addresses are taken off, the rest is put on. Raise Refusal(STATE)."""
 
     def work() -> None:
         with _explained(f"interface {if_name} in {netns_path}"):
             _put_on(if_name, dress)
+            wanted = {str(interface.ip) for interface in dress.addresses}
             with IPRoute() as ip:
-                (index,) = ip.link_lookup(ifname=if_name)
-                for interface in gone:
-                    ip.addr("del", index=index, address=str(interface.ip), prefixlen=interface.max_prefixlen)
+                for entry in ip.get_addr(index=_index_of(ip, if_name)):
+                    address = entry.get_attr("IFA_LOCAL") or entry.get_attr("IFA_ADDRESS")
+                    if address not in wanted:
+                        ip.addr("del", index=entry["index"], address=address, prefixlen=entry["prefixlen"])
 
     netns.inside(netns_path, work)
 
@@ -108,7 +110,8 @@ def remove(netns_path: str, if_name: str) -> None:
 
     def work() -> None:
         with IPRoute() as ip:
-            for index in ip.link_lookup(ifname=if_name):
+            # Only a TUN: the path may have come to lead to somebody else's namespace since.
+            for index in ip.link_lookup(ifname=if_name, kind="tun"):
                 ip.link("del", index=index)
 
     try:
@@ -121,24 +124,21 @@ def remove(netns_path: str, if_name: str) -> None:
             raise
 
 
-def ring_drops(netns_path: str, if_name: str) -> int:
-    """Return how many packets the kernel dropped because the TUN's ring was full (`TX drop` of its statistics).
+def ring_drops(places: Sequence[tuple[str, str]]) -> list[int]:
+    """Return how many packets the kernel dropped because a TUN's ring was full, for each (namespace path, name).
 
-    0 when the device or its namespace is gone.
+    That is `TX drop` of its statistics; 0 when the device or its namespace is gone.
     """
 
-    def work() -> int:
+    def read(which: int) -> int:
         with Path("/proc/thread-self/net/dev").open() as file:
             for line in file:
                 name, _, numbers = line.partition(":")
-                if name.strip() == if_name:
+                if name.strip() == places[which][1]:
                     return int(numbers.split()[11])
         return 0
 
-    try:
-        return netns.inside(netns_path, work)
-    except Refusal:
-        return 0
+    return [drops or 0 for drops in netns.inside_each([path for path, _ in places], read)]
 
 
 def offload_bits(offloads: Offloads) -> int:
@@ -210,7 +210,7 @@ def _no_tun(if_name: str, error: Exception) -> Refusal:
 def _put_on(if_name: str, dress: Dress) -> None:
     """Set link, addresses and routes, all of which may be there already."""
     with IPRoute() as ip:
-        (index,) = ip.link_lookup(ifname=if_name)
+        index = _index_of(ip, if_name)
         # Without a link-local address the kernel sends no router solicitations, which nobody here answers.
         ip.link(
             "set",
@@ -234,8 +234,25 @@ def _put_on(if_name: str, dress: Dress) -> None:
         for gateway in dress.gateways:
             if gateway.version in sources:
                 family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
-                ip.route("replace", dst=f"{gateway}/{gateway.max_prefixlen}", oif=index, scope="link")
-                ip.route("replace", family=family, dst="default", gateway=str(gateway), oif=index)
+                # The first interface of a sandbox is its way out: a second one takes nothing from it.
+                with _already_there():
+                    ip.route("add", dst=f"{gateway}/{gateway.max_prefixlen}", oif=index, scope="link")
+                    ip.route("add", family=family, dst="default", gateway=str(gateway), oif=index)
+
+
+def _index_of(ip: IPRoute, if_name: str) -> int:
+    for index in ip.link_lookup(ifname=if_name):
+        return int(index)
+    raise Refusal(Kind.NOT_FOUND, f"interface {if_name} is gone")
+
+
+@contextmanager
+def _already_there() -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code != errno.EEXIST:
+            raise
 
 
 def _flags(interface: Interface) -> int:

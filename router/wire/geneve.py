@@ -33,7 +33,6 @@ SEGMENT = 2
 LAST_SEGMENT = 4
 
 PROTOCOL = {4: 0x0800, 6: 0x86DD}
-VNI_LIMIT = 1 << 24
 
 INDEX_OFFSET = 18
 """Where the index byte stands in an encapsulated datagram."""

@@ -79,7 +79,14 @@ class Merger:
         most = full + 1 if shape.is_tcp else self._max_segments
         full = min(full, most)
         if encap.flags & geneve.SEGMENT:
-            return self._of_one_frame(train, at, encap, min(most, full + 1))
+            count = self._of_one_frame(train, at, encap, min(most, full + 1))
+            start = at + (count - 1) * step
+            end = min(start + step, len(train.datagrams))
+            # A shorter last row must be whole, and as long as it says.
+            short = end - start < step
+            if short and (end - start <= headers or not parse_ip(train.datagrams, start + encap.header_bytes, end)):
+                return count - 1
+            return count
         if header.may_fragment:
             full = self._rightly_numbered(train, packet, full)
         pattern = self._pattern(encap.header_bytes, shape, header)
@@ -102,6 +109,9 @@ class Merger:
         its own into a flow of its own, whose source was checked; it could have sent them so in the first place.
         """
         view, step = train.datagrams, train.segment_bytes
+        tail = (len(view) - at) % step
+        if tail < encap.header_bytes:
+            view = view[: len(view) - tail]
         flags = view[at + geneve.FLAGS_OFFSET :: step].tobytes()[:most]
         last = flags.find(encap.flags | geneve.LAST_SEGMENT)
         rows = last + 1 if last >= 0 else len(flags)

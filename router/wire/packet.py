@@ -133,12 +133,6 @@ def pseudo_sum(addresses: bytes, protocol: int, length_bytes: int) -> int:
     return ones_sum(addresses, protocol + length_bytes)
 
 
-def add_ones(a: int, b: int) -> int:
-    """Add two 16-bit ones' complement numbers."""
-    total = a + b
-    return (total & 0xFFFF) + (total >> 16)
-
-
 def finish_checksum(packet: bytearray | memoryview, csum_start: int, csum_offset: int) -> bool:
     """Complete a partial L4 checksum in place, as a NIC would; False when the offsets lie outside the packet.
 
