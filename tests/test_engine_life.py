@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from router.engine.choose import AUTO, available, choose
 from router.engine.interface import BATCH_PACKETS
+from router.engine.ports import Party
 from router.errors import Kind, Refusal
 from router.model import AttachmentKey
 from tests.engine_rig import Rig, Tap, Told, endpoint_of, key, node, pair, underlay, until
@@ -354,3 +356,24 @@ def test_the_chooser_names_what_there_is() -> None:
     with pytest.raises(Refusal, match="python") as refused:
         choose("warp")
     assert refused.value.kind is Kind.INVALID
+
+
+def test_who_has_left_is_freed(rig: Rig) -> None:
+    """Two that talked to each other: nothing in the engine may keep them alive, as nobody collects circles there."""
+    rig.pod("b", 3)
+    rig.pod("c", 4)
+    for source, destination in ((3, 4), (4, 3)):
+        rig.taps[key("b" if source == 3 else "c")].send_packet(
+            ip(f"10.42.1.{source}", f"10.42.1.{destination}", 253, b"!")
+        )
+    rig.pump()
+    gc.collect()
+    gc.disable()
+    try:
+        parties = sum(isinstance(found, Party) for found in gc.get_objects())
+        rig.detach(key("b"))
+        rig.detach(key("c"))
+        rig.know(())
+        assert sum(isinstance(found, Party) for found in gc.get_objects()) == parties - 2
+    finally:
+        gc.enable()

@@ -117,6 +117,7 @@ class Egress:
                 way = ways[header.addresses] = view.way(header.addresses, port.origin)
             at = self._forward(_Frame(at, end, header, vnet, shape, packets), way)
         self._flush()
+        del self._port, self._view  # who leaves meanwhile is not kept by a batch that is over
         return reads
 
     def _forward(self, frame: _Frame, way: Way) -> int:

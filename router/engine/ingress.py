@@ -139,6 +139,7 @@ class Ingress:
             else:
                 self._refuse(arrival, reason)
             at = after
+        del self._peer, self._view  # who leaves meanwhile is not kept by a train that is over
 
     def _refuse(self, arrival: _Arrival, reason: DropReason, mtu_bytes: int = 0) -> None:
         packet = self._bytes[arrival.at + arrival.encap.header_bytes : arrival.end]
