@@ -57,7 +57,7 @@ class Daemon:
             undo.callback(self._journal.close)
             undo.push(_if_failed(self._journal.withdraw))
             self._epoch = self._identify()
-            self._tables = Tables(settings, self._journal, self._apply)
+            self._tables = Tables(settings, self._journal, self._apply, self._announce)
             self._source = FileSource(settings.subnets_file) if settings.subnets_file else None
             first = self._first_table()
             socket = underlay.open_underlay(settings.underlay, self._offloads)
@@ -194,6 +194,9 @@ class Daemon:
         self._note(self._uplink.apply(own, self._engine))
         self._attachments.set_subnets(own)
         self._engine.replace_routes(snapshot)
+
+    def _announce(self, table: SubnetTable) -> None:
+        """Tell of a table that is in force."""
         message = f"version {table.version}, {len(table.nodes)} nodes"
         _log.info("subnet table: %s", message)
         self.events.record(EventKind.TABLE_CHANGED, message, node=self._settings.node)

@@ -16,11 +16,18 @@ from router.subnets.check import check
 class Tables:
     """Holds the table and changes it whole. Thread-safe; `apply` is called with one change at a time."""
 
-    def __init__(self, settings: Settings, journal: Journal, apply: Callable[[SubnetTable], None]) -> None:
-        """`apply` puts a checked table into force; what it raises leaves the old one there."""
+    def __init__(
+        self,
+        settings: Settings,
+        journal: Journal,
+        apply: Callable[[SubnetTable], None],
+        announce: Callable[[SubnetTable], None],
+    ) -> None:
+        """`apply` puts a checked table into force; what it raises leaves the old one there. `announce` tells of it."""
         self._settings = settings
         self._journal = journal
         self._apply = apply
+        self._announce = announce
         self._lock = threading.Lock()
         self._table = journal.load_table() or SubnetTable(0)
         self._since_s = time.time()
@@ -47,7 +54,9 @@ class Tables:
         with self._lock:
             check(nodes, self._settings.networks, self._settings.node, self._settings.underlay)
             if nodes != self._table.nodes:
-                self._keep(SubnetTable(self._table.version + 1, nodes))
+                new = SubnetTable(self._table.version + 1, nodes)
+                self._journal.save_table(new)
+                self._table = new
             return self._table
 
     def confirm(self) -> SubnetTable:
@@ -100,17 +109,16 @@ class Tables:
     def _put(self, nodes: tuple[Node, ...]) -> SubnetTable:
         check(nodes, self._settings.networks, self._settings.node, self._settings.underlay)
         if nodes != self._table.nodes:
-            old = self._table
-            self._keep(SubnetTable(old.version + 1, nodes))
+            old, new = self._table, SubnetTable(self._table.version + 1, nodes)
+            # On disk first, so that what is in force is never lost; seen by others last, so that what is seen is in force.
+            self._journal.save_table(new)
             try:
-                self._apply(self._table)
+                self._apply(new)
             except BaseException:
-                self._keep(old)
+                self._journal.save_table(old)
                 raise
+            self._table = new
+            self._announce(new)
         self._since_s = time.time()
         self.error = ""
         return self._table
-
-    def _keep(self, table: SubnetTable) -> None:
-        self._journal.save_table(table)
-        self._table = table
