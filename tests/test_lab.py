@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from shim.lab.matrix import Place, measure
 from shim.lab.node import LabNode
 from shim.lab.pod import LabPod
 from shim.lab.teardown import take_down
+from tests.accounts import eventually
 
 pytestmark = pytest.mark.netns
 
@@ -60,13 +61,6 @@ def start_podwire(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
     )
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not come true in time"
-        time.sleep(0.01)
 
 
 def leftovers(name: str) -> list[str]:

@@ -274,6 +274,23 @@ def test_segments_are_joined_by_what_the_option_says() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda train: train, loose])
+@pytest.mark.parametrize("tail", [0, 500])
+def test_a_train_longer_than_a_packet_is_joined_up_to_one(make: Callable[[Train], Train], tail: int) -> None:
+    """A kernel with a raised gro_max_size may hand over more than 64 KiB at once."""
+    (train,) = split(frame(ip("10.42.1.2", "10.42.2.3", TCP, tcp(bytes(3000))), TCP, gso_size=1000))
+    step, data = train.segment_bytes, bytearray()
+    for index in range(100):
+        row = bytearray(train.datagrams[:step])
+        row[geneve.INDEX_OFFSET] = index
+        struct.pack_into(">I", row, ENCAP + 24, (struct.unpack_from(">I", row, ENCAP + 24)[0] + index * 1000) % 2**32)
+        data += row
+    long = make(train._replace(datagrams=memoryview(bytes(data[: len(data) - tail])), packets=100))
+    counts = [count for count, _ in joined(long)]
+    assert counts[0] == 65
+    assert sum(counts) == 100
+
+
+@pytest.mark.parametrize("make", [lambda train: train, loose])
 def test_a_last_row_cut_short_is_joined_only_whole(make: Callable[[Train], Train]) -> None:
     packet = ip("10.42.1.2", "10.42.2.3", TCP, tcp(bytes(2500)))
     train = make(*split(frame(packet, TCP, gso_size=1000)))

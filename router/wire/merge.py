@@ -83,6 +83,8 @@ class Merger:
             start = at + (count - 1) * step
             end = min(start + step, len(train.datagrams))
             # A shorter last row must be whole, and as long as it says.
+            if shape.header_bytes + (count - 1) * payload_bytes + end - start - headers > MAX_PACKET_BYTES:
+                return count - 1
             short = end - start < step
             if short and (end - start <= headers or not parse_ip(train.datagrams, start + encap.header_bytes, end)):
                 return count - 1
