@@ -1,7 +1,7 @@
 """The Pods of this node: desired state, in the journal and the address pools, made actual in namespaces and the engine.
 
-    attach   address → journal "attaching" → TUN in the namespace → engine → journal "attached" → answer
-    detach   journal "detaching" → engine → TUN gone → address rests → journal forgets → answer
+    attach   address → journal "attaching" → TUN in the namespace → ports → engine → journal "attached" → answer
+    detach   journal "detaching" → engine → ports → TUN gone → address rests → journal forgets → answer
 
 Each step is undone when a later one fails. What is acknowledged is in the journal; what is in the journal and was not
 acknowledged is undone at the next start. Calls about one attachment wait for each other, about different ones do not.
@@ -16,14 +16,17 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 
+from router.departed import Departed, now_ns
 from router.engine.interface import Engine
 from router.errors import Kind, Refusal
 from router.events import EventKind, EventLog
+from router.held import Held, same_namespace
 from router.ipam import Ipam, node_address
-from router.journal import Intent, Journal
-from router.kernel import netns, tun
+from router.journal import Intent, Journal, Recorded
+from router.kernel import inspect, netns, tun
 from router.model import Attachment, AttachmentKey, Interface, Offloads, Prefix
-from router.status import AttachRequest
+from router.ports import Ports
+from router.status import AttachRequest, CheckRequest
 
 _log = logging.getLogger(__name__)
 
@@ -34,22 +37,27 @@ class Attachments:
     """All attachments of this node but its own. Thread-safe."""
 
     def __init__(
-        self, journal: Journal, engine: Engine, events: EventLog, mtu_bytes: int, offloads: Offloads, rest_s: float
+        self,
+        journal: Journal,
+        engine: Engine,
+        events: EventLog,
+        ports: Ports,
+        mtu_bytes: int,
+        offloads: Offloads,
+        rest_s: float,
     ) -> None:
         self._journal = journal
         self._engine = engine
         self._events = events
+        self._ports = ports
         self._mtu_bytes = mtu_bytes
         self._offloads = offloads
         self._rest_s = rest_s
         self._lock = threading.Lock()
         self._ipam = Ipam((), rest_s)
         self._subnets: tuple[Prefix, ...] = ()
-        self._present: dict[AttachmentKey, Attachment] = {}
-        self._fds: dict[AttachmentKey, int] = {}
-        self._lost: set[AttachmentKey] = set()
-        self._identities: dict[AttachmentKey, tuple[int, int]] = {}
-        """Which namespace a path led to when its TUN was opened: a path may come to lead to another."""
+        self._held: dict[AttachmentKey, Held] = {}
+        self._departed = Departed(journal)
         self._busy: set[AttachmentKey] = set()
         self._idle = threading.Condition(self._lock)
 
@@ -75,77 +83,71 @@ class Attachments:
 
     def attach(self, request: AttachRequest) -> Attachment:
         """Give a Pod its interface; the same request again gets the same answer. Raise Refusal."""
+        began_ns = min(request.began_ns or now_ns(), now_ns())
         with self._only(request.key):
-            present = self._present.get(request.key)
-            if present is not None and self._moved(present):
-                self.lose(present.key, f"{present.netns_path} is another namespace now")
-            if present is not None and request.key not in self._lost:
-                return self._same(present, request)
-            if present is not None:  # its device vanished: the sandbox wants it back
+            with self._lock:
+                self._departed.refuse_late(request.key, began_ns)
+            held = self._held.get(request.key)
+            if held is not None and held.moved:
+                self.lose(request.key, f"{held.attachment.netns_path} is another namespace now")
+            if held is not None and not held.lost:
+                held.check_same(request)
+                if began_ns > held.began_ns:
+                    self._journal.renew_attach(request.key, began_ns)
+                    held.began_ns = began_ns
+                return held.attachment
+            if held is not None:  # its device vanished: the sandbox wants it back
                 self._take_down(request.key, EventKind.DETACHED, "made anew")
-            attachment = self._make(request)
+            attachment = self._make(request, began_ns)
             _log.info("attached %s with %s", attachment.key, _text(attachment.addresses))
             self._events.record(EventKind.ATTACHED, _text(attachment.addresses), key=attachment.key)
             return attachment
 
-    @staticmethod
-    def _same(present: Attachment, request: AttachRequest) -> Attachment:
-        held = {interface.ip for interface in present.addresses}
-        if present.netns_path != request.netns_path:
-            raise Refusal(
-                Kind.EXISTS,
-                f"attachment {request.key} is there already, in {present.netns_path}: detach it first, or use another id",
-            )
-        if request.mtu_bytes not in (0, present.mtu_bytes):
-            raise Refusal(
-                Kind.EXISTS,
-                f"attachment {request.key} is there already with MTU {present.mtu_bytes}, not {request.mtu_bytes}: "
-                "detach it first",
-            )
-        if not held.issuperset(request.addresses):
-            wanted = ", ".join(map(str, request.addresses))
-            raise Refusal(
-                Kind.EXISTS,
-                f"attachment {request.key} is there already with {_text(present.addresses)}, not {wanted}: detach it first",
-            )
-        return present
-
-    def _make(self, request: AttachRequest) -> Attachment:
+    def _make(self, request: AttachRequest, began_ns: int) -> Attachment:
         if request.mtu_bytes > self._mtu_bytes:
             raise Refusal(
                 Kind.INVALID,
                 f"mtu_bytes {request.mtu_bytes} is more than the overlay carries: at most {self._mtu_bytes}",
             )
-        identity = netns.identity(request.netns_path)
-        if identity == netns.identity(netns.OWN):
+        namespace = netns.identity(request.netns_path)
+        if namespace == netns.identity(netns.OWN):
             raise Refusal(
                 Kind.INVALID,
                 f"{request.netns_path} is the node's own namespace, and its routes are not a Pod's to take: "
                 "Pods on the node's network need no attachment",
             )
+        key = request.key
         with ExitStack() as undo:
             with self._lock:
-                addresses = self._ipam.allocate(request.key, request.addresses, time.time())
-            undo.callback(self._return_unused, request.key)
+                addresses = self._ipam.allocate(key, request.addresses, time.time())
+            undo.callback(self._return_unused, key)
             if 0 < request.mtu_bytes < _LEAST_MTU_BYTES and any(interface.version == 6 for interface in addresses):
                 raise Refusal(
                     Kind.INVALID,
                     f"mtu_bytes {request.mtu_bytes} is less than IPv6 needs: {_LEAST_MTU_BYTES} at least (RFC 8200)",
                 )
-            mtu_bytes = request.mtu_bytes or self._mtu_bytes
-            attachment = Attachment(request.key, request.netns_path, addresses, mtu_bytes, request.labels)
-            self._journal.begin_attach(attachment)
-            undo.callback(self._journal.finish_detach, request.key, 0.0)
-            fd = tun.create(request.netns_path, request.key.if_name, self._dress(attachment), self._offloads)
+            attachment = Attachment(
+                key,
+                request.netns_path,
+                addresses,
+                request.mtu_bytes or self._mtu_bytes,
+                request.labels,
+                request.owner,
+                request.ports,
+                request.limits,
+            )
+            self._journal.begin_attach(attachment, namespace, began_ns)
+            undo.callback(self._journal.finish_detach, key, 0.0)
+            fd = tun.create(request.netns_path, key.if_name, self._dress(attachment), self._offloads)
             undo.callback(tun.discard, fd)
+            self._ports.claim(key, addresses, request.ports)
+            undo.callback(self._ports.release, key)
             self._engine.attach(attachment, fd)
-            undo.callback(self._engine.detach, request.key)
-            self._journal.commit_attach(request.key)
+            undo.callback(self._engine.detach, key)
+            self._journal.commit_attach(key)
             undo.pop_all()
         with self._lock:
-            self._present[request.key] = attachment
-            self._identities[request.key] = identity
-            self._fds[request.key] = fd
+            self._held[key] = Held(attachment, began_ns, namespace, fd)
         return attachment
 
     def _return_unused(self, key: AttachmentKey) -> None:
@@ -161,48 +163,113 @@ class Attachments:
     def detach(self, key: AttachmentKey) -> bool:
         """Take a Pod's interface away; False when there was none. Raise Refusal."""
         with self._only(key):
-            if key not in self._present:
-                # A set-up whose undoing failed may have left a row; without one this does nothing.
-                self._journal.finish_detach(key, time.time())
-                return False
-            self._take_down(key, EventKind.DETACHED, "asked for")
-            return True
+            return self._detach(key, now_ns(), EventKind.DETACHED, "asked for")
 
-    def sync(self, live: Collection[AttachmentKey]) -> tuple[AttachmentKey, ...]:
-        """Release every attachment that is not in the live set; return them. Goes on past a failure, then raises it."""
+    def bury(self, key: AttachmentKey, detached_ns: int) -> None:
+        """Do a detachment of an earlier time (CLOCK_BOOTTIME); what was attached since stays. Raise Refusal."""
+        with self._only(key):
+            held = self._held.get(key)
+            if held is None or held.began_ns <= detached_ns:
+                self._detach(key, min(detached_ns, now_ns()), EventKind.RELEASED, "detached while no router answered")
+
+    def _detach(self, key: AttachmentKey, detached_ns: int, kind: EventKind, why: str) -> bool:
+        was_there = key in self._held
+        if was_there:
+            self._take_down(key, kind, why, detached_ns)
+        else:
+            # A set-up whose undoing failed may have left a row; without one this only remembers.
+            self._journal.finish_detach(key, time.time(), detached_ns)
+        with self._lock:
+            self._departed.note(key, detached_ns)
+        return was_there
+
+    def sync(self, live: Collection[AttachmentKey], owner: str = "", as_of_ns: int = 0) -> tuple[AttachmentKey, ...]:
+        """Release every attachment of an owner (empty: of all) that is not live; return them.
+
+        What was asked for after `as_of_ns` (0: now) stays. Goes on past failures, then raises a Refusal with all of them.
+        """
+        as_of_ns = as_of_ns or now_ns()
         released = []
-        failure: Refusal | None = None
-        for key in [attachment.key for attachment in self.list() if attachment.key not in set(live)]:
+        failures: list[str] = []
+        for key in self._of(owner).difference(live):
             try:
                 with self._only(key):
-                    if key in self._present:
-                        self._take_down(key, EventKind.DETACHED, "not in the live set")
+                    held = self._held.get(key)
+                    if held is not None and held.began_ns <= as_of_ns:
+                        who = f"{owner} does not know it any more" if owner else "not in the live set"
+                        self._take_down(key, EventKind.RELEASED, who)
                         released.append(key)
             except Refusal as refusal:
-                failure = refusal
-        if failure is not None:
-            raise failure
-        return tuple(released)
+                failures.append(refusal.message)
+        if failures:
+            raise Refusal(Kind.UNAVAILABLE, f"{len(failures)} could not be released: {'; '.join(failures)}")
+        return tuple(sorted(released))
 
-    def _take_down(self, key: AttachmentKey, kind: EventKind, why: str) -> None:
+    def _of(self, owner: str) -> set[AttachmentKey]:
+        return {attachment.key for attachment in self.list() if owner in ("", attachment.owner)}
+
+    def _take_down(self, key: AttachmentKey, kind: EventKind, why: str, detached_ns: int = 0) -> None:
         self._journal.begin_detach(key)
         with self._lock:
-            attachment = self._present[key]
-            fd = self._fds.pop(key, -1)
-            self._lost.add(key)  # until all of it is done: should a step fail, a second attach must not find it whole
+            held = self._held[key]
+            attachment, fd, held.fd = held.attachment, held.fd, -1
+            held.lost = True  # until all of it is done: should a step fail, a second attach must not find it whole
         if fd >= 0:
             self._engine.detach(key)
             tun.discard(fd)
+        elif held.namespace is not None and not held.moved:
+            tun.remove(attachment.netns_path, key.if_name)
+        self._ports.release(key)
         now_s = time.time()
-        self._journal.finish_detach(key, now_s)
+        self._journal.finish_detach(key, now_s, detached_ns)
         with self._lock:
             self._ipam.release(key, now_s)
-            del self._present[key]
-            self._identities.pop(key, None)
-            self._lost.discard(key)
+            del self._held[key]
         self._journal.forget_resting(now_s - self._rest_s)
         _log.info("detached %s (%s)", key, why)
         self._events.record(kind, f"{_text(attachment.addresses)} rests; {why}", key=key)
+
+    # Sandboxes that vanish
+
+    def release_vanished(self) -> tuple[AttachmentKey, ...]:
+        """Release what is attached in namespaces that are no more: no path leads there, and no process lives there."""
+        released = []
+        with self._lock:
+            present = list(self._held.values())
+        gone = [held for held in present if held.gone]
+        inhabited = inspect.inhabited({held.namespace for held in gone if held.namespace}) if gone else set()
+        for held in gone:
+            key = held.attachment.key
+            if held.namespace in inhabited:
+                continue
+            with self._only(key):
+                if self._held.get(key) is held and held.gone:
+                    self._take_down(key, EventKind.RELEASED, f"its namespace {held.attachment.netns_path} is gone")
+                    released.append(key)
+        return tuple(released)
+
+    # Check
+
+    def check(self, request: CheckRequest) -> Attachment:
+        """Return an attachment that is as it was made. Raise Refusal: NOT_FOUND, or STATE with all that is missing."""
+        with self._only(request.key):
+            held = self._held.get(request.key)
+            if held is None:
+                raise Refusal(Kind.NOT_FOUND, f"{request.key} is not attached to this node")
+            attachment = held.attachment
+            own = tuple(interface.ip for interface in attachment.addresses)
+            lacks = [f"reservation of {address}" for address in request.addresses if address not in own]
+            if held.gone:
+                lacks.append(f"namespace {attachment.netns_path}")
+            else:
+                if request.netns_path and netns.identity(request.netns_path) != held.namespace:
+                    lacks.append(f"it in {request.netns_path}: it is in {attachment.netns_path}")
+                lacks += inspect.missing(attachment.netns_path, request.key.if_name, own, request.routes)
+            if held.lost and not lacks:
+                lacks.append("its connection to the router")
+            if lacks:
+                raise Refusal(Kind.STATE, f"{request.key} lacks {', '.join(lacks)}; detach it, and attach it anew")
+            return attachment
 
     # Restart
 
@@ -213,40 +280,41 @@ class Attachments:
             if recorded.intent is not Intent.ATTACHED:
                 attachment = recorded.attachment
                 _log.info("undoing %s, which was %s when the last router stopped", attachment.key, recorded.intent)
-                tun.remove(attachment.netns_path, attachment.key.if_name)
+                if same_namespace(recorded):
+                    tun.remove(attachment.netns_path, attachment.key.if_name)
                 # What was being detached had been in use, what was being attached had not.
                 self._journal.finish_detach(attachment.key, now_s if recorded.intent is Intent.DETACHING else 0.0)
         self._journal.forget_resting(now_s - self._rest_s)
         state = self._journal.load()
         attachments = [recorded.attachment for recorded in state.attachments]
         with self._lock:
+            self._departed.restore()
             self._ipam = Ipam(subnets, self._rest_s)
             self._subnets = subnets
             self._ipam.restore({attachment.key: attachment.addresses for attachment in attachments}, state.resting)
-        for attachment in attachments:
-            self._reopen(attachment)
+        self._ports.restore(attachments)
+        for recorded in state.attachments:
+            self._reopen(recorded)
 
-    def _reopen(self, attachment: Attachment) -> None:
-        self._present[attachment.key] = attachment
+    def _reopen(self, recorded: Recorded) -> None:
+        attachment = recorded.attachment
+        held = self._held[attachment.key] = Held(attachment, recorded.since_ns, recorded.namespace)
+        if not same_namespace(recorded):
+            self.lose(attachment.key, f"{attachment.netns_path} leads to another namespace now")
+            return
         try:
-            fd = tun.reopen(attachment.netns_path, attachment.key.if_name, self._dress(attachment), self._offloads)
+            held.namespace = netns.identity(attachment.netns_path)
+            held.fd = tun.reopen(attachment.netns_path, attachment.key.if_name, self._dress(attachment), self._offloads)
         except Refusal as refusal:
             self.lose(attachment.key, refusal.message)
             return
-        self._fds[attachment.key] = fd
-        self._identities[attachment.key] = netns.identity(attachment.netns_path)
-        self._engine.attach(attachment, fd)
-
-    def _moved(self, present: Attachment) -> bool:
-        """Tell whether an attachment's path leads to another namespace than when its TUN was opened."""
-        try:
-            return self._identities.get(present.key) != netns.identity(present.netns_path)
-        except Refusal:
-            return False  # gone, not replaced: attaching will say so
+        self._engine.attach(attachment, held.fd)
 
     def lose(self, key: AttachmentKey, why: str) -> None:
         """Note that a device is gone; its addresses stay held until it is detached, synced away or attached anew."""
-        self._lost.add(key)
+        held = self._held.get(key)
+        if held is not None:
+            held.lost = True
         _log.warning("lost %s: %s; its addresses are kept until it is detached", key, why)
         self._events.record(EventKind.ATTACHMENT_LOST, why, key=key)
 
@@ -255,24 +323,28 @@ class Attachments:
     def list(self) -> tuple[Attachment, ...]:
         """Return every attachment, in order."""
         with self._lock:
-            return tuple(sorted(self._present.values(), key=lambda attachment: attachment.key))
+            found = [held.attachment for held in self._held.values()]
+        return tuple(sorted(found, key=lambda attachment: attachment.key))
 
     def lost(self) -> frozenset[AttachmentKey]:
         """Return attachments whose device is gone."""
-        return frozenset(self._lost)
+        with self._lock:
+            return frozenset(key for key, held in self._held.items() if held.lost)
 
     def ring_drops(self) -> dict[AttachmentKey, int]:
         """Return what the kernel dropped at each TUN's full ring."""
-        present = [attachment for attachment in self.list() if attachment.key not in self._lost]
+        lost = self.lost()
+        present = [attachment for attachment in self.list() if attachment.key not in lost]
         drops = tun.ring_drops([(attachment.netns_path, attachment.key.if_name) for attachment in present])
         return {attachment.key: drops[index] for index, attachment in enumerate(present)}
 
     def close(self) -> None:
         """Let go of every TUN; they stay, with their addresses, for the next router. The engine was stopped before."""
         with self._lock:
-            for fd in self._fds.values():
-                os.close(fd)
-            self._fds.clear()
+            for held in self._held.values():
+                if held.fd >= 0:
+                    os.close(held.fd)
+                    held.fd = -1
 
     @contextmanager
     def _only(self, key: AttachmentKey) -> Iterator[None]:

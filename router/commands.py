@@ -34,6 +34,14 @@ def router() -> None:
 @click.option("--egress/--no-egress", default=None, help="Let Pods reach what is outside the cluster. [default: yes]")
 @click.option("--masquerade/--no-masquerade", default=None, help="… with the node's address. [default: yes]")
 @click.option("--address-rest-s", metavar="S", help="Rest of a freed address before another Pod gets it. [default: 60]")
+@click.option(
+    "--reconcile",
+    metavar="RUNTIME",
+    multiple=True,
+    help="Release Pods it does not know any more: containerd:SOCKET or podman.",
+)
+@click.option("--reconcile-every-s", metavar="S", help="How often to ask it. [default: 30]")
+@click.option("--reconcile-grace-s", metavar="S", help="… about Pods attached at least so long ago. [default: 60]")
 @click.option("--tun-tso", "offloads__tun_tso", type=_SWITCH, help="TCP super-packets on TUNs. [default: auto]")
 @click.option("--tun-uso", "offloads__tun_uso", type=_SWITCH, help="UDP super-packets on TUNs. [default: auto]")
 @click.option("--tun-checksum", "offloads__tun_checksum", type=_SWITCH, help="Partial checksums. [default: auto]")

@@ -87,6 +87,11 @@ class Settings:
     """How long a released address rests before another Pod may get it."""
     offloads: OffloadSwitches = field(default_factory=OffloadSwitches)
     tls: Tls | None = None
+    reconcile: tuple[str, ...] = ()
+    """Runtimes asked from time to time which Pods there are: "containerd:SOCKET" or "podman"."""
+    reconcile_every_s: float = 30.0
+    reconcile_grace_s: float = 60.0
+    """How long a Pod may be attached before its runtime has to know it."""
     log_level: str = "info"
     log_format: str = "text"
 
@@ -278,6 +283,17 @@ def _prefixes(value: object) -> tuple[Prefix, ...]:
     return tuple(parse_prefix(_text(entry)) for entry in entries)
 
 
+def _runtimes(value: object) -> tuple[str, ...]:
+    entries = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(entries, list | tuple):
+        raise ValueError(f"{value!r} must be a list of runtimes, such as containerd:/run/containerd/containerd.sock")
+    for entry in entries:
+        kind, _, path = _text(entry).partition(":")
+        if entry != "podman" and (kind != "containerd" or not path.startswith("/")):
+            raise ValueError(f"{entry!r} must be containerd:/PATH/OF/ITS/SOCKET, or podman")
+    return tuple(entries)
+
+
 def _endpoint(value: object) -> Endpoint:
     return parse_endpoint(_text(value))
 
@@ -356,6 +372,9 @@ _PARSERS: dict[str, Callable[[object], object]] = {
     "egress": _flag,
     "masquerade": _flag,
     "address_rest_s": _seconds,
+    "reconcile": _runtimes,
+    "reconcile_every_s": _seconds,
+    "reconcile_grace_s": _seconds,
     **{f"offloads.{entry.name}": _switch for entry in fields(Offloads) if entry.name != "max_segments"},
     "offloads.max_segments": _number(1, 128, 0),
     "tls.listen": _listen,

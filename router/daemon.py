@@ -28,10 +28,14 @@ from router.journal import Identity, Journal
 from router.kernel import selftest, underlay
 from router.kernel.links import local_prefixes, mtu_of
 from router.model import NODE_KEY, Attachment, AttachmentKey, Endpoint, Node, Offloads, SubnetTable
-from router.status import AttachRequest, Counters, Status
+from router.ports import Ports
+from router.reach import Reach
+from router.reconcile import Reconciler
+from router.status import AttachRequest, CheckRequest, Counters, Status
 from router.subnets.check import overlap_with_local
 from router.subnets.file import FileSource
 from router.subnets.tables import Tables
+from router.tombstones import Tombstones
 from router.uplink import Uplink, node_interfaces
 
 _log = logging.getLogger(__name__)
@@ -74,10 +78,20 @@ class Daemon:
                 socket,
                 self,
             )
+            self._ports = Ports(settings.networks, settings.egress)
             self._attachments = Attachments(
-                self._journal, self._engine, self.events, self._mtu_bytes, self._offloads, settings.address_rest_s
+                self._journal,
+                self._engine,
+                self.events,
+                self._ports,
+                self._mtu_bytes,
+                self._offloads,
+                settings.address_rest_s,
             )
             undo.callback(self._attachments.close)
+            tombstones = Tombstones(settings.socket_path.parent / "tombstones")
+            self._reconciler = Reconciler(self._attachments, tombstones)
+            self._reach = Reach(settings.underlay)
             self._uplink = Uplink(
                 settings.networks, self._mtu_bytes, self._offloads, settings.egress, settings.masquerade
             )
@@ -85,9 +99,12 @@ class Daemon:
             undo.push(_if_failed(self._uplink.withdraw))
             self._attachments.restore(self._tables.own_subnets(first))
             self._note(self._uplink.apply(self._tables.own_subnets(first), self._engine))
+            self._reconciler.round()
             undo.callback(self._engine.close)
             undo.callback(self._engine.stop)
             self._engine.start()
+            undo.callback(self._reconciler.stop)
+            self._reconciler.start()
             if self._source is not None:
                 undo.callback(self._source.stop)
                 self._source.start(self._take_table, self._refuse_table)
@@ -237,10 +254,15 @@ class Daemon:
         with collector.sweeping():
             return self._attachments.detach(key)
 
-    def sync(self, live: Collection[AttachmentKey]) -> tuple[AttachmentKey, ...]:
-        """Release all but the live set."""
+    def sync(self, live: Collection[AttachmentKey], owner: str, as_of_ns: int) -> tuple[AttachmentKey, ...]:
+        """Release all of an owner but the live set, as it was at a time."""
         with collector.sweeping():
-            return self._attachments.sync(live)
+            return self._attachments.sync(live, owner, as_of_ns)
+
+    def check(self, request: CheckRequest) -> Attachment:
+        """Return an attachment that is as it was made."""
+        with collector.sweeping():
+            return self._attachments.check(request)
 
     def attachments(self) -> tuple[Attachment, ...]:
         """Return every attachment."""
@@ -256,6 +278,8 @@ class Daemon:
     def status(self) -> Status:
         """Return this router at a glance."""
         table = self._tables.current
+        others = [node for node in table.nodes if node.name != self._settings.node]
+        count_unreachable, unreachable = self._reach.unreachable(others)
         own = self._tables.own_subnets()
         lost = tuple(
             "podwire0 is gone: restart the router to have it back" if key == NODE_KEY
@@ -276,12 +300,14 @@ class Daemon:
             offloads=self._offloads,
             notes=(*self._notes, *lost),
             attachments=len(self._attachments.list()),
-            peers=sum(node.name != self._settings.node for node in table.nodes),
+            peers=len(others),
             table_version=table.version,
             table_age_s=self._tables.age_s,
             free_addresses=self._attachments.free(),
             resident_bytes=_resident_bytes(),
             table_error=self._tables.error,
+            peers_unreachable=count_unreachable,
+            unreachable=unreachable,
         )
 
     # What the engine asks and tells (engine.interface.Host)

@@ -36,6 +36,8 @@ class EventKind(StrEnum):
     ENGINE_ERROR = "engine_error"
     STARTED = "started"
     STOPPING = "stopping"
+    RELEASED = "released"
+    """Without being asked for one by one: its sandbox is gone."""
 
 
 @dataclass(frozen=True, slots=True)

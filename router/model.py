@@ -83,6 +83,54 @@ NODE_KEY = AttachmentKey("", "podwire0")
 """The node itself: the TUN in the node's own namespace. No sandbox can have an empty id."""
 
 
+@unique
+class Protocol(StrEnum):
+    """A transport with ports."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    SCTP = "sctp"
+
+
+@dataclass(frozen=True, slots=True)
+class PortMapping:
+    """A port of the node that leads to a port of a Pod."""
+
+    host_port: int
+    container_port: int
+    protocol: Protocol = Protocol.TCP
+    host_address: Address | None = None
+    """Of the node; None: each of its addresses, of every IP version the Pod has."""
+
+    def overlaps(self, other: PortMapping) -> bool:
+        """Tell whether a packet to the node could be meant by both."""
+        same = (self.host_port, self.protocol) == (other.host_port, other.protocol)
+        return same and (self.host_address == other.host_address or None in (self.host_address, other.host_address))
+
+    def __str__(self) -> str:
+        where = self.host_address or "*"
+        return f"{f'[{where}]' if ':' in str(where) else where}:{self.host_port}/{self.protocol}"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How fast packets may go one way, as a token bucket; both in bytes of inner packets, from their IP header on."""
+
+    bytes_per_s: int
+    burst_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a Pod may receive (ingress) and send (egress); None: whatever it can."""
+
+    ingress: Limit | None = None
+    egress: Limit | None = None
+
+
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """A Pod's TUN device, bound to a sandbox.
@@ -96,6 +144,10 @@ class Attachment:
     mtu_bytes: int
     labels: tuple[tuple[str, str], ...] = ()
     """What the runtime told of the Pod (`namespace`, `name`, `uid`), for people to read."""
+    owner: str = ""
+    """Who asked for it: a runtime's Sync releases its own and nobody else's."""
+    ports: tuple[PortMapping, ...] = ()
+    limits: Limits = NO_LIMITS
 
 
 @unique
@@ -129,6 +181,8 @@ class DropReason(StrEnum):
     """The TUN took no packet: set down, or gone with its namespace."""
     UNDERLAY_BUSY = "underlay_busy"
     """The underlay socket stayed full."""
+    RATE_LIMITED = "rate_limited"
+    """It came to a Pod faster than its limit lets it."""
     UNDERLAY_ERROR = "underlay_error"
     """The underlay refused the datagram (no route to the peer's endpoint, interface down)."""
 

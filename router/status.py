@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from router.engine.interface import EngineCounters
-from router.model import Address, AttachmentKey, Endpoint, Offloads, Prefix
+from router.model import NO_LIMITS, Address, AttachmentKey, Endpoint, Limits, Offloads, PortMapping, Prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,23 @@ class AttachRequest:
     """0 stands for the overlay MTU."""
     labels: tuple[tuple[str, str], ...] = ()
     """Ordered by key, so that equal requests compare equal."""
+    owner: str = ""
+    ports: tuple[PortMapping, ...] = ()
+    limits: Limits = NO_LIMITS
+    began_ns: int = 0
+    """When the caller began (CLOCK_BOOTTIME); 0: now. One that began before its key was last detached is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRequest:
+    """What somebody believes of an attachment."""
+
+    key: AttachmentKey
+    netns_path: str = ""
+    """Empty: wherever it was attached."""
+    addresses: tuple[Address, ...] = ()
+    routes: tuple[Prefix, ...] = ()
+    """Destinations it must have a route to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +76,7 @@ class Status:
     resident_bytes: int = 0
     table_error: str = ""
     """Why the newest table was refused; empty when it is in force."""
+    peers_unreachable: int = 0
+    """Peers the kernel has no way to."""
+    unreachable: tuple[str, ...] = ()
+    """Some of them, each with the kernel's reason."""

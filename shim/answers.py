@@ -17,6 +17,26 @@ class AttachmentKey:
 
 
 @dataclass(frozen=True, slots=True)
+class PortMapping:
+    """A port of the node that leads to a port of the Pod; an empty host address stands for all of them."""
+
+    host_port: int
+    container_port: int
+    protocol: str = "tcp"
+    host_address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How fast packets go to (ingress) and from the Pod, in bits a second, and what may come at once, in bits; 0: no limit."""
+
+    ingress_bits_per_s: int = 0
+    ingress_burst_bits: int = 0
+    egress_bits_per_s: int = 0
+    egress_burst_bits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Attachment:
     """An attachment as it is; addresses with their prefix length."""
 
@@ -25,6 +45,9 @@ class Attachment:
     addresses: tuple[str, ...]
     mtu_bytes: int
     labels: dict[str, str]
+    owner: str = ""
+    ports: tuple[PortMapping, ...] = ()
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +179,8 @@ class Status:
     free_addresses: tuple[FreeAddresses, ...]
     resident_bytes: int
     table_error: str
+    peers_unreachable: int
+    unreachable: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

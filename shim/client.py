@@ -8,7 +8,7 @@ import socket
 import types
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import grpc
@@ -16,7 +16,18 @@ from google.protobuf.message import Message
 
 from router.rpc.v1 import attachment_pb2, events_pb2, router_pb2, subnets_pb2
 from router.rpc.v1.router_pb2_grpc import RouterStub
-from shim.answers import Attachment, AttachmentKey, Counters, Event, Node, Status, SubnetChange, SubnetTable
+from shim.answers import (
+    Attachment,
+    AttachmentKey,
+    Counters,
+    Event,
+    Limits,
+    Node,
+    PortMapping,
+    Status,
+    SubnetChange,
+    SubnetTable,
+)
 
 DEFAULT_SOCKET = "/run/podwire/router.sock"
 TIMEOUT_S = 10.0
@@ -99,6 +110,10 @@ class Client:
         addresses: Iterable[str] = (),
         mtu_bytes: int = 0,
         labels: Mapping[str, str] | None = None,
+        owner: str = "",
+        ports: Iterable[PortMapping] = (),
+        limits: Limits | None = None,
+        began_ns: int = 0,
     ) -> Attachment:
         """Give a sandbox an interface. Idempotent by sandbox id and interface name."""
         request = router_pb2.AttachRequest(
@@ -107,6 +122,10 @@ class Client:
             addresses=addresses,
             mtu_bytes=mtu_bytes,
             labels=labels or {},
+            owner=owner,
+            ports=[attachment_pb2.PortMapping(**asdict(port)) for port in ports],
+            limits=attachment_pb2.Limits(**asdict(limits)) if limits else None,
+            began_ns=began_ns,
         )
         return _read(Attachment, self._call(self._stub.Attach, request).attachment)
 
@@ -115,11 +134,20 @@ class Client:
         key = attachment_pb2.AttachmentKey(sandbox_id=sandbox_id, if_name=if_name)
         return self._call(self._stub.Detach, router_pb2.DetachRequest(key=key)).detached
 
-    def sync(self, live: Iterable[AttachmentKey]) -> tuple[AttachmentKey, ...]:
-        """Release every attachment but the live ones, and return those released."""
+    def sync(self, live: Iterable[AttachmentKey], *, owner: str = "", as_of_ns: int = 0) -> tuple[AttachmentKey, ...]:
+        """Release every attachment (of an owner, attached before a time of CLOCK_BOOTTIME) but the live ones; return those."""
         keys = [attachment_pb2.AttachmentKey(sandbox_id=key.sandbox_id, if_name=key.if_name) for key in live]
-        answer = self._call(self._stub.Sync, router_pb2.SyncRequest(live=keys), TABLE_TIMEOUT_S)
+        request = router_pb2.SyncRequest(live=keys, owner=owner, as_of_ns=as_of_ns)
+        answer = self._call(self._stub.Sync, request, TABLE_TIMEOUT_S)
         return tuple(_read(AttachmentKey, key) for key in answer.released)
+
+    def check(
+        self, sandbox_id: str, if_name: str, *, netns_path: str = "", addresses: Iterable[str] = (), routes: Iterable[str] = ()
+    ) -> Attachment:
+        """Look whether an attachment is as it was made; ClientError FAILED_PRECONDITION names all that is missing."""
+        key = attachment_pb2.AttachmentKey(sandbox_id=sandbox_id, if_name=if_name)
+        request = router_pb2.CheckRequest(key=key, netns_path=netns_path, addresses=addresses, routes=routes)
+        return _read(Attachment, self._call(self._stub.Check, request).attachment)
 
     def attachments(self) -> tuple[Attachment, ...]:
         """List all attachments, ordered by key."""

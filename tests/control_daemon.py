@@ -19,7 +19,7 @@ from router.model import (
     SubnetTable,
     Tally,
 )
-from router.status import AttachRequest, Counters, Status
+from router.status import AttachRequest, CheckRequest, Counters, Status
 
 HERE = Node("here", Endpoint(ip_address("192.0.2.1")), (ip_network("10.1.1.0/24"), ip_network("fd00:0:0:1::/64")))
 THERE = Node("there", Endpoint(ip_address("2001:db8::2"), 7000), (ip_network("10.1.2.0/24"),), offload=False)
@@ -31,6 +31,8 @@ class MemoryDaemon:
     def __init__(self) -> None:
         self.events = EventLog()
         self.asked: list[AttachRequest] = []
+        self.checked: list[CheckRequest] = []
+        self.synced: list[tuple[str, int]] = []
         self.held: dict[AttachmentKey, Attachment] = {}
         self.table = SubnetTable(1, (HERE, THERE))
         self.on_status: Callable[[], object] = lambda: None
@@ -39,7 +41,16 @@ class MemoryDaemon:
     def attach(self, request: AttachRequest) -> Attachment:
         self.asked.append(request)
         addresses = tuple(ip_interface(f"{address}/24") for address in request.addresses)
-        made = Attachment(request.key, request.netns_path, addresses, request.mtu_bytes or 1452, request.labels)
+        made = Attachment(
+            request.key,
+            request.netns_path,
+            addresses,
+            request.mtu_bytes or 1452,
+            request.labels,
+            request.owner,
+            request.ports,
+            request.limits,
+        )
         if self.held.setdefault(request.key, made) != made:
             raise Refusal(Kind.EXISTS, f"attachment {request.key} is there with other settings; detach it first")
         self.events.record(EventKind.ATTACHED, key=request.key)
@@ -48,11 +59,19 @@ class MemoryDaemon:
     def detach(self, key: AttachmentKey) -> bool:
         return self.held.pop(key, None) is not None
 
-    def sync(self, live: Collection[AttachmentKey]) -> tuple[AttachmentKey, ...]:
-        released = tuple(key for key in self.held if key not in live)
+    def sync(self, live: Collection[AttachmentKey], owner: str, as_of_ns: int) -> tuple[AttachmentKey, ...]:
+        self.synced.append((owner, as_of_ns))
+        of_owner = (key for key, held in self.held.items() if owner in ("", held.owner))
+        released = tuple(key for key in of_owner if key not in live)
         for key in released:
             del self.held[key]
         return released
+
+    def check(self, request: CheckRequest) -> Attachment:
+        self.checked.append(request)
+        if request.key not in self.held:
+            raise Refusal(Kind.NOT_FOUND, f"{request.key} is not attached to this node")
+        return self.held[request.key]
 
     def attachments(self) -> tuple[Attachment, ...]:
         return tuple(self.held.values())
@@ -106,4 +125,6 @@ class MemoryDaemon:
             free_addresses={HERE.subnets[0]: 253, HERE.subnets[1]: 2**64 - 2},
             resident_bytes=50_000_000,
             table_error="nodes 'a' and 'b' both own 10.1.2.0/24",
+            peers_unreachable=1,
+            unreachable=("there at [2001:db8::2]:7000: Network is unreachable",),
         )

@@ -76,6 +76,9 @@ def test_attach_and_detach(run: Run) -> None:
         "addresses": ["10.1.1.7/24"],
         "mtu_bytes": 1452,
         "labels": {"name": "a=b"},
+        "owner": "",
+        "ports": [],
+        "limits": None,
     }
     assert answer(run("pods", "--json")) == {"attachments": [found]}
     heading, pod = lines(run("pods"))

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
@@ -15,8 +16,8 @@ import pytest
 
 from router.errors import Kind, Refusal
 from router.ipam import Resting
-from router.journal import Identity, Intent, Journal, Recorded, State
-from router.model import Attachment, AttachmentKey, Endpoint, Node, SubnetTable
+from router.journal import _STEPS, Identity, Intent, Journal, Recorded, State
+from router.model import Attachment, AttachmentKey, Endpoint, Limit, Limits, Node, PortMapping, Protocol, SubnetTable
 
 LABELS = (("name", "wéb-0"), ("namespace", "default"))
 
@@ -75,6 +76,52 @@ def test_a_resting_address_may_be_taken_over(path: Path) -> None:
     journal.begin_attach(again)
     journal.finish_detach(attachment(1).key, 6.0)
     assert journal.load() == State((Recorded(again, Intent.ATTACHING),))
+    journal.close()
+
+
+def test_wishes_and_place_are_kept(path: Path) -> None:
+    journal = Journal(path)
+    ports = (PortMapping(8080, 80), PortMapping(53, 5353, Protocol.UDP, ip_address("2001:db8::1")))
+    pod = replace(attachment(1), owner="cni:net", ports=ports, limits=Limits(Limit(1000, 2000), None))
+    journal.begin_attach(pod, (4, 4026532201), 77)
+    journal.close()
+    journal = Journal(path)
+    assert journal.load().attachments == (Recorded(pod, Intent.ATTACHING, (4, 4026532201), 77),)
+    journal.close()
+
+
+def test_detachments_are_remembered_for_a_while(path: Path) -> None:
+    journal = Journal(path)
+    key = attachment(1).key
+    journal.finish_detach(key, 1.0)
+    assert journal.load() == State(), "one without a time is not"
+    journal.finish_detach(key, 1.0, 500)
+    journal.finish_detach(key, 1.0, 700)
+    assert journal.load().departed == ((key, 700),)
+    journal.forget_departed(700, 700)
+    assert journal.load().departed == ((key, 700),)
+    journal.forget_departed(701, 900)
+    assert journal.load() == State()
+    journal.finish_detach(key, 1.0, 1000)
+    journal.forget_departed(0, 900)
+    assert journal.load() == State(), "a time to come is of an earlier boot"
+    journal.close()
+
+
+def test_the_schema_before_this_one_is_brought_up_to_date(path: Path) -> None:
+    path.parent.mkdir(mode=0o700)
+    with sqlite3.connect(path) as old:
+        old.executescript(f"{_STEPS[0]} PRAGMA application_id = {0x706F6477}; PRAGMA user_version = 1;")
+        old.execute("INSERT INTO attachment VALUES ('pod', 'eth0', 'attached', '/run/netns/pod', 1452, '[]')")
+        old.execute("INSERT INTO lease VALUES ('10.1.0.5', 24, 'pod', 'eth0', 0, NULL)")
+    old.close()
+    journal = Journal(path)
+    kept = Attachment(AttachmentKey("pod", "eth0"), "/run/netns/pod", (ip_interface("10.1.0.5/24"),), 1452)
+    assert journal.load() == State((Recorded(kept, Intent.ATTACHED),))
+    journal.close()
+    journal = Journal(path)
+    journal.finish_detach(kept.key, 5.0, 6)
+    assert journal.load().departed == ((kept.key, 6),)
     journal.close()
 
 
@@ -218,8 +265,8 @@ def test_an_empty_file_is_a_new_journal(path: Path) -> None:
 def test_a_full_disk_refuses_and_keeps_what_was_there(path: Path) -> None:
     journal = Journal(path)
     journal.begin_attach(attachment(0))
-    (pages,) = journal._db.execute("PRAGMA page_count").fetchone()
-    journal._db.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own way to be out of space
+    (pages,) = journal._file._db.execute("PRAGMA page_count").fetchone()
+    journal._file._db.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own way to be out of space
     done = [0]
 
     def fill() -> None:

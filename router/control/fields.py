@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Mapping
 
 from router.errors import Kind, Refusal
-from router.model import GENEVE_PORT, Address, AttachmentKey, Endpoint, Prefix
+from router.model import GENEVE_PORT, Address, AttachmentKey, Endpoint, Limit, PortMapping, Prefix, Protocol
 
 MAX_ADDRESSES = 16
 MAX_ATTACHMENTS = 100_000
@@ -14,7 +14,11 @@ MAX_LABELS = 64
 MAX_NODES = 200_000
 MAX_SUBNETS = 400_000
 
+MAX_PORTS = 1024
+MAX_CHECKED = 64
+
 _SANDBOX_ID_CHARACTERS = 256
+_OWNER_CHARACTERS = 64
 _NODE_NAME_CHARACTERS = 253
 _IF_NAME_BYTES = 15
 """IFNAMSIZ - 1, linux/if.h."""
@@ -24,6 +28,12 @@ _LABEL_KEY_CHARACTERS = 128
 _LABEL_VALUE_CHARACTERS = 1024
 _MTU_BYTES = (576, 65535)
 _SHOWN_CHARACTERS = 80
+_INT64_MAX = 2**63 - 1
+_LEAST_RATE_BITS_PER_S = 8000
+_BURST_NOT_SAID_BITS = 2**31 - 1
+"""Kubernetes' runtimes send this, or 2^32-1, for a burst that nobody set."""
+_LEAST_DEFAULT_BURST_BYTES = 128 * 1024
+"""Two super-packets: a smaller bucket would never let one pass."""
 
 
 def attachment_key(sandbox_id: str, if_name: str) -> AttachmentKey:
@@ -125,6 +135,50 @@ def labels(pairs: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
             limit = f"at most {_LABEL_VALUE_CHARACTERS} printable characters"
             raise _invalid(f"labels[{shown(key)}]", value, f"use a value of {limit}")
     return tuple(sorted(pairs.items()))
+
+
+def owner(text: str) -> str:
+    """Check who asks for an attachment; empty for nobody in particular."""
+    if len(text) > _OWNER_CHARACTERS or any(c.isspace() or not c.isprintable() for c in text):
+        raise _invalid("owner", text, f"use at most {_OWNER_CHARACTERS} printable characters without whitespace")
+    return text
+
+
+def moment(field: str, ns: int) -> int:
+    """Check a time of CLOCK_BOOTTIME in nanoseconds."""
+    if ns > _INT64_MAX:
+        raise _invalid(field, str(ns), "it is no time of CLOCK_BOOTTIME in nanoseconds")
+    return ns
+
+
+def port_mapping(host_port: int, container_port: int, protocol: str, host_address: str) -> PortMapping:
+    """Check a port of the node that is to lead to a Pod."""
+    for field, port in (("ports.host_port", host_port), ("ports.container_port", container_port)):
+        if not 1 <= port <= 65535:
+            raise _invalid(field, str(port), "use 1 to 65535")
+    try:
+        spoken = Protocol(protocol.lower() or "tcp")
+    except ValueError:
+        raise _invalid("ports.protocol", protocol, f"use {', '.join(Protocol)}") from None
+    where = address("ports.host_address", host_address) if host_address else None
+    if where is not None and (where.is_unspecified or where.is_multicast):
+        raise _invalid("ports.host_address", host_address, "name one address of the node, or none for all of them")
+    return PortMapping(host_port, container_port, spoken, where)
+
+
+def limit(way: str, bits_per_s: int, burst_bits: int) -> Limit | None:
+    """Check a rate and its burst, and turn them into bytes; None for no limit."""
+    if not bits_per_s:
+        if 0 < burst_bits < _BURST_NOT_SAID_BITS:
+            raise _invalid(f"limits.{way}_burst_bits", str(burst_bits), "a burst needs a rate; give one too")
+        return None
+    if not _LEAST_RATE_BITS_PER_S <= bits_per_s <= _INT64_MAX:
+        why = f"use {_LEAST_RATE_BITS_PER_S} to 2^63-1, or 0 for no limit"
+        raise _invalid(f"limits.{way}_bits_per_s", str(bits_per_s), why)
+    said = 0 < burst_bits < _BURST_NOT_SAID_BITS
+    bytes_per_s = bits_per_s // 8
+    burst_bytes = max(1, burst_bits // 8) if said else max(bytes_per_s // 10, _LEAST_DEFAULT_BURST_BYTES)
+    return Limit(bytes_per_s, burst_bytes)
 
 
 def count(field: str, found: int, most: int) -> None:

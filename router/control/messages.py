@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from router.control import fields
+from router.errors import Kind, Refusal
 from router.events import Event
-from router.model import Attachment, AttachmentKey, Endpoint, Node, SubnetTable, Tally
+from router.model import (
+    NO_LIMITS,
+    Attachment,
+    AttachmentKey,
+    Endpoint,
+    Limit,
+    Limits,
+    Node,
+    PortMapping,
+    SubnetTable,
+    Tally,
+)
 from router.rpc.v1 import attachment_pb2, counters_pb2, events_pb2, router_pb2, status_pb2, subnets_pb2
-from router.status import AttachRequest, Counters, Status
+from router.status import AttachRequest, CheckRequest, Counters, Status
 
 _UINT64_MAX = 2**64 - 1
 
@@ -38,6 +50,42 @@ def attach_request(sent: router_pb2.AttachRequest) -> AttachRequest:
         addresses=fields.addresses(tuple(sent.addresses)),
         mtu_bytes=fields.mtu(sent.mtu_bytes),
         labels=fields.labels(sent.labels),
+        owner=fields.owner(sent.owner),
+        ports=port_mappings(sent),
+        limits=limits(sent.limits),
+        began_ns=fields.moment("began_ns", sent.began_ns),
+    )
+
+
+def port_mappings(sent: router_pb2.AttachRequest) -> tuple[PortMapping, ...]:
+    """Check the ports someone wants to lead to a Pod; none twice."""
+    fields.count("ports", len(sent.ports), fields.MAX_PORTS)
+    found: list[PortMapping] = []
+    for each in sent.ports:
+        mapping = fields.port_mapping(each.host_port, each.container_port, each.protocol, each.host_address)
+        if other := next((known for known in found if known.overlaps(mapping)), None):
+            raise Refusal(Kind.INVALID, f"ports: {mapping} and {other} overlap; ask for each port of the node once")
+        found.append(mapping)
+    return tuple(found)
+
+
+def limits(sent: attachment_pb2.Limits) -> Limits:
+    """Check what a Pod may send and receive."""
+    return Limits(
+        fields.limit("ingress", sent.ingress_bits_per_s, sent.ingress_burst_bits),
+        fields.limit("egress", sent.egress_bits_per_s, sent.egress_burst_bits),
+    )
+
+
+def check_request(sent: router_pb2.CheckRequest) -> CheckRequest:
+    """Check what someone believes of an attachment."""
+    fields.count("addresses", len(sent.addresses), fields.MAX_CHECKED)
+    fields.count("routes", len(sent.routes), fields.MAX_CHECKED)
+    return CheckRequest(
+        key=key(sent.key),
+        netns_path=fields.netns_path(sent.netns_path) if sent.netns_path else "",
+        addresses=tuple(fields.address("addresses", text.partition("/")[0]) for text in sent.addresses),
+        routes=tuple(fields.prefix("routes", text) for text in sent.routes),
     )
 
 
@@ -57,6 +105,32 @@ def attachment_message(attachment: Attachment) -> attachment_pb2.Attachment:
         addresses=map(str, attachment.addresses),
         mtu_bytes=attachment.mtu_bytes,
         labels=dict(attachment.labels),
+        owner=attachment.owner,
+        ports=map(port_message, attachment.ports),
+        limits=limits_message(attachment.limits),
+    )
+
+
+def port_message(mapping: PortMapping) -> attachment_pb2.PortMapping:
+    """Say a port mapping."""
+    return attachment_pb2.PortMapping(
+        host_port=mapping.host_port,
+        container_port=mapping.container_port,
+        protocol=mapping.protocol.value,
+        host_address=str(mapping.host_address or ""),
+    )
+
+
+def limits_message(limits: Limits) -> attachment_pb2.Limits | None:
+    """Say what a Pod may send and receive; None when nothing is limited."""
+    if limits == NO_LIMITS:
+        return None
+    into, out = limits.ingress or Limit(0, 0), limits.egress or Limit(0, 0)
+    return attachment_pb2.Limits(
+        ingress_bits_per_s=into.bytes_per_s * 8,
+        ingress_burst_bits=into.burst_bytes * 8,
+        egress_bits_per_s=out.bytes_per_s * 8,
+        egress_burst_bits=out.burst_bytes * 8,
     )
 
 
@@ -149,6 +223,8 @@ def status_message(status: Status) -> status_pb2.Status:
         ],
         resident_bytes=status.resident_bytes,
         table_error=status.table_error,
+        peers_unreachable=status.peers_unreachable,
+        unreachable=status.unreachable,
     )
 
 

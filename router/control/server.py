@@ -29,7 +29,7 @@ from router.model import Attachment, AttachmentKey, Endpoint, Node, SubnetTable
 from router.rpc.v1 import counters_pb2, events_pb2, router_pb2, status_pb2, subnets_pb2
 from router.rpc.v1.router_pb2_grpc import RouterServicer as RouterServicerBase
 from router.rpc.v1.router_pb2_grpc import add_RouterServicer_to_server
-from router.status import AttachRequest, Counters, Status
+from router.status import AttachRequest, CheckRequest, Counters, Status
 
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_WATCHERS = 32
@@ -56,7 +56,8 @@ class Daemon(Protocol):
     def events(self) -> EventLog: ...
     def attach(self, request: AttachRequest) -> Attachment: ...
     def detach(self, key: AttachmentKey) -> bool: ...
-    def sync(self, live: Collection[AttachmentKey]) -> tuple[AttachmentKey, ...]: ...
+    def sync(self, live: Collection[AttachmentKey], owner: str, as_of_ns: int) -> tuple[AttachmentKey, ...]: ...
+    def check(self, request: CheckRequest) -> Attachment: ...
     def attachments(self) -> tuple[Attachment, ...]: ...
     def subnets(self) -> SubnetTable: ...
     def replace_subnets(self, nodes: tuple[Node, ...], expected_version: int | None) -> SubnetTable: ...
@@ -221,8 +222,18 @@ class RouterServicer(RouterServicerBase):
     @_unary
     def Sync(self, request: router_pb2.SyncRequest, context: grpc.ServicerContext) -> router_pb2.SyncResponse:
         fields.count("live", len(request.live), fields.MAX_ATTACHMENTS)
-        released = self._daemon.sync(frozenset(messages.key(key) for key in request.live))
+        released = self._daemon.sync(
+            frozenset(messages.key(key) for key in request.live),
+            fields.owner(request.owner),
+            fields.moment("as_of_ns", request.as_of_ns),
+        )
         return router_pb2.SyncResponse(released=[messages.key_message(key) for key in released])
+
+    @_unary
+    def Check(self, request: router_pb2.CheckRequest, context: grpc.ServicerContext) -> router_pb2.CheckResponse:
+        return router_pb2.CheckResponse(
+            attachment=messages.attachment_message(self._daemon.check(messages.check_request(request)))
+        )
 
     @_unary
     def ListAttachments(

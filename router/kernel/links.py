@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from ipaddress import ip_interface
+from typing import Any
 
 from pyroute2 import IPRoute
 
 from router.errors import Kind, Refusal
 from router.model import Address, Prefix
+
+_IFF_UP, _IFF_LOWER_UP = 1, 0x10000  # linux/if.h
 
 
 def local_prefixes(besides: str) -> list[tuple[str, Prefix]]:
@@ -26,11 +29,30 @@ def local_prefixes(besides: str) -> list[tuple[str, Prefix]]:
 def mtu_of(address: Address) -> int:
     """Return the MTU in bytes of the interface that has an address. Raise Refusal(STATE) when none has."""
     with IPRoute() as ip:
-        for entry in ip.get_addr():
-            held = entry.get_attr("IFA_LOCAL") or entry.get_attr("IFA_ADDRESS")
-            if held == str(address):
-                (link,) = ip.get_links(entry["index"])
-                return int(link.get_attr("IFLA_MTU"))
+        link = _link_with(ip, address)
+        if link is not None:
+            return int(link.get_attr("IFLA_MTU"))
     raise Refusal(
         Kind.STATE, f"underlay address {address} is on no interface of this node: give one that is (--underlay)"
     )
+
+
+def link_down(address: Address) -> str:
+    """Return why the interface that has an address carries nothing now, as "eth0 has no carrier"; empty when it does."""
+    with IPRoute() as ip:
+        link = _link_with(ip, address)
+        if link is None:
+            return f"{address} is on no interface any more"
+        name, flags = link.get_attr("IFLA_IFNAME"), link["flags"]
+        if not flags & _IFF_UP:
+            return f"{name} is down"
+        return "" if flags & _IFF_LOWER_UP else f"{name} has no carrier"
+
+
+def _link_with(ip: IPRoute, address: Address) -> Any:
+    for entry in ip.get_addr():
+        held = entry.get_attr("IFA_LOCAL") or entry.get_attr("IFA_ADDRESS")
+        if held == str(address):
+            (link,) = ip.get_links(entry["index"])
+            return link
+    return None

@@ -15,6 +15,8 @@ from typing import TypeVar
 from router.errors import Kind, Refusal
 
 T = TypeVar("T")
+Identity = tuple[int, int]
+"""What tells one namespace from all others of this boot: device and inode of its file."""
 
 CLONE_NEWNET = 0x40000000
 OWN = "/proc/self/ns/net"
@@ -61,7 +63,7 @@ def inside_new(work: Callable[[], T]) -> T:
     return _in_thread(_unshare, work)
 
 
-def identity(netns_path: str) -> tuple[int, int]:
+def identity(netns_path: str) -> Identity:
     """Return what two paths to one namespace have in common: device and inode of the namespace file.
 
     Raise Refusal(INVALID) when there is nothing at the path.

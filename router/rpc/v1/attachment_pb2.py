@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpodwire/v1/attachment.proto\x12\npodwire.v1\"4\n\rAttachmentKey\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0f\n\x07if_name\x18\x02 \x01(\t\"\xd1\x01\n\nAttachment\x12&\n\x03key\x18\x01 \x01(\x0b\x32\x19.podwire.v1.AttachmentKey\x12\x12\n\nnetns_path\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x11\n\tmtu_bytes\x18\x04 \x01(\r\x12\x32\n\x06labels\x18\x05 \x03(\x0b\x32\".podwire.v1.Attachment.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpodwire/v1/attachment.proto\x12\npodwire.v1\"4\n\rAttachmentKey\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0f\n\x07if_name\x18\x02 \x01(\t\"\xac\x02\n\nAttachment\x12&\n\x03key\x18\x01 \x01(\x0b\x32\x19.podwire.v1.AttachmentKey\x12\x12\n\nnetns_path\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x11\n\tmtu_bytes\x18\x04 \x01(\r\x12\x32\n\x06labels\x18\x05 \x03(\x0b\x32\".podwire.v1.Attachment.LabelsEntry\x12\r\n\x05owner\x18\x06 \x01(\t\x12&\n\x05ports\x18\x07 \x03(\x0b\x32\x17.podwire.v1.PortMapping\x12\"\n\x06limits\x18\x08 \x01(\x0b\x32\x12.podwire.v1.Limits\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"`\n\x0bPortMapping\x12\x11\n\thost_port\x18\x01 \x01(\r\x12\x16\n\x0e\x63ontainer_port\x18\x02 \x01(\r\x12\x10\n\x08protocol\x18\x03 \x01(\t\x12\x14\n\x0chost_address\x18\x04 \x01(\t\"v\n\x06Limits\x12\x1a\n\x12ingress_bits_per_s\x18\x01 \x01(\x04\x12\x1a\n\x12ingress_burst_bits\x18\x02 \x01(\x04\x12\x19\n\x11\x65gress_bits_per_s\x18\x03 \x01(\x04\x12\x19\n\x11\x65gress_burst_bits\x18\x04 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTACHMENTKEY']._serialized_start=43
   _globals['_ATTACHMENTKEY']._serialized_end=95
   _globals['_ATTACHMENT']._serialized_start=98
-  _globals['_ATTACHMENT']._serialized_end=307
-  _globals['_ATTACHMENT_LABELSENTRY']._serialized_start=262
-  _globals['_ATTACHMENT_LABELSENTRY']._serialized_end=307
+  _globals['_ATTACHMENT']._serialized_end=398
+  _globals['_ATTACHMENT_LABELSENTRY']._serialized_start=353
+  _globals['_ATTACHMENT_LABELSENTRY']._serialized_end=398
+  _globals['_PORTMAPPING']._serialized_start=400
+  _globals['_PORTMAPPING']._serialized_end=496
+  _globals['_LIMITS']._serialized_start=498
+  _globals['_LIMITS']._serialized_end=616
 # @@protoc_insertion_point(module_scope)

@@ -19,6 +19,7 @@ class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EVENT_KIND_ENGINE_ERROR: _ClassVar[EventKind]
     EVENT_KIND_STARTED: _ClassVar[EventKind]
     EVENT_KIND_STOPPING: _ClassVar[EventKind]
+    EVENT_KIND_RELEASED: _ClassVar[EventKind]
 EVENT_KIND_UNSPECIFIED: EventKind
 EVENT_KIND_ATTACHED: EventKind
 EVENT_KIND_DETACHED: EventKind
@@ -29,6 +30,7 @@ EVENT_KIND_OFFLOAD_OFF: EventKind
 EVENT_KIND_ENGINE_ERROR: EventKind
 EVENT_KIND_STARTED: EventKind
 EVENT_KIND_STOPPING: EventKind
+EVENT_KIND_RELEASED: EventKind
 
 class Event(_message.Message):
     __slots__ = ("sequence", "at_s", "kind", "key", "node", "message")

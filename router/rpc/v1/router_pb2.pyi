@@ -12,7 +12,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AttachRequest(_message.Message):
-    __slots__ = ("key", "netns_path", "addresses", "mtu_bytes", "labels")
+    __slots__ = ("key", "netns_path", "addresses", "mtu_bytes", "labels", "owner", "ports", "limits", "began_ns")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -25,12 +25,20 @@ class AttachRequest(_message.Message):
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     MTU_BYTES_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    PORTS_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    BEGAN_NS_FIELD_NUMBER: _ClassVar[int]
     key: _attachment_pb2.AttachmentKey
     netns_path: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
     mtu_bytes: int
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, key: _Optional[_Union[_attachment_pb2.AttachmentKey, _Mapping]] = ..., netns_path: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., mtu_bytes: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    owner: str
+    ports: _containers.RepeatedCompositeFieldContainer[_attachment_pb2.PortMapping]
+    limits: _attachment_pb2.Limits
+    began_ns: int
+    def __init__(self, key: _Optional[_Union[_attachment_pb2.AttachmentKey, _Mapping]] = ..., netns_path: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., mtu_bytes: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., owner: _Optional[str] = ..., ports: _Optional[_Iterable[_Union[_attachment_pb2.PortMapping, _Mapping]]] = ..., limits: _Optional[_Union[_attachment_pb2.Limits, _Mapping]] = ..., began_ns: _Optional[int] = ...) -> None: ...
 
 class AttachResponse(_message.Message):
     __slots__ = ("attachment",)
@@ -51,10 +59,32 @@ class DetachResponse(_message.Message):
     def __init__(self, detached: _Optional[bool] = ...) -> None: ...
 
 class SyncRequest(_message.Message):
-    __slots__ = ("live",)
+    __slots__ = ("live", "owner", "as_of_ns")
     LIVE_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    AS_OF_NS_FIELD_NUMBER: _ClassVar[int]
     live: _containers.RepeatedCompositeFieldContainer[_attachment_pb2.AttachmentKey]
-    def __init__(self, live: _Optional[_Iterable[_Union[_attachment_pb2.AttachmentKey, _Mapping]]] = ...) -> None: ...
+    owner: str
+    as_of_ns: int
+    def __init__(self, live: _Optional[_Iterable[_Union[_attachment_pb2.AttachmentKey, _Mapping]]] = ..., owner: _Optional[str] = ..., as_of_ns: _Optional[int] = ...) -> None: ...
+
+class CheckRequest(_message.Message):
+    __slots__ = ("key", "netns_path", "addresses", "routes")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    NETNS_PATH_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    ROUTES_FIELD_NUMBER: _ClassVar[int]
+    key: _attachment_pb2.AttachmentKey
+    netns_path: str
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    routes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, key: _Optional[_Union[_attachment_pb2.AttachmentKey, _Mapping]] = ..., netns_path: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., routes: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class CheckResponse(_message.Message):
+    __slots__ = ("attachment",)
+    ATTACHMENT_FIELD_NUMBER: _ClassVar[int]
+    attachment: _attachment_pb2.Attachment
+    def __init__(self, attachment: _Optional[_Union[_attachment_pb2.Attachment, _Mapping]] = ...) -> None: ...
 
 class SyncResponse(_message.Message):
     __slots__ = ("released",)

@@ -63,6 +63,11 @@ class RouterStub:
                 request_serializer=podwire_dot_v1_dot_router__pb2.SyncRequest.SerializeToString,
                 response_deserializer=podwire_dot_v1_dot_router__pb2.SyncResponse.FromString,
                 _registered_method=True)
+        self.Check = channel.unary_unary(
+                '/podwire.v1.Router/Check',
+                request_serializer=podwire_dot_v1_dot_router__pb2.CheckRequest.SerializeToString,
+                response_deserializer=podwire_dot_v1_dot_router__pb2.CheckResponse.FromString,
+                _registered_method=True)
         self.ListAttachments = channel.unary_unary(
                 '/podwire.v1.Router/ListAttachments',
                 request_serializer=podwire_dot_v1_dot_router__pb2.ListAttachmentsRequest.SerializeToString,
@@ -139,7 +144,16 @@ class RouterServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Sync(self, request, context):
-        """Release every attachment but the live ones: what a runtime calls when it starts, or from time to time.
+        """Release every attachment but the live ones: what a runtime calls when it starts, or from time to time. Goes on past
+        an attachment that cannot be released, and then fails with all of them named.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Check(self, request, context):
+        """Look whether an attachment is as it was made: interface, addresses, routes, reservation. NOT_FOUND when there is no
+        such attachment, FAILED_PRECONDITION with everything that is missing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -227,6 +241,11 @@ def add_RouterServicer_to_server(servicer, server):
                     servicer.Sync,
                     request_deserializer=podwire_dot_v1_dot_router__pb2.SyncRequest.FromString,
                     response_serializer=podwire_dot_v1_dot_router__pb2.SyncResponse.SerializeToString,
+            ),
+            'Check': grpc.unary_unary_rpc_method_handler(
+                    servicer.Check,
+                    request_deserializer=podwire_dot_v1_dot_router__pb2.CheckRequest.FromString,
+                    response_serializer=podwire_dot_v1_dot_router__pb2.CheckResponse.SerializeToString,
             ),
             'ListAttachments': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAttachments,
@@ -365,6 +384,33 @@ class Router:
             '/podwire.v1.Router/Sync',
             podwire_dot_v1_dot_router__pb2.SyncRequest.SerializeToString,
             podwire_dot_v1_dot_router__pb2.SyncResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Check(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/podwire.v1.Router/Check',
+            podwire_dot_v1_dot_router__pb2.CheckRequest.SerializeToString,
+            podwire_dot_v1_dot_router__pb2.CheckResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,7 +32,7 @@ class FreeAddresses(_message.Message):
     def __init__(self, subnet: _Optional[str] = ..., free: _Optional[int] = ...) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("node", "engine", "version", "started_at_s", "networks", "subnets", "node_addresses", "endpoint", "mtu_bytes", "vni", "offloads", "notes", "attachments", "peers", "table_version", "table_age_s", "free_addresses", "resident_bytes", "table_error")
+    __slots__ = ("node", "engine", "version", "started_at_s", "networks", "subnets", "node_addresses", "endpoint", "mtu_bytes", "vni", "offloads", "notes", "attachments", "peers", "table_version", "table_age_s", "free_addresses", "resident_bytes", "table_error", "peers_unreachable", "unreachable")
     NODE_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,8 @@ class Status(_message.Message):
     FREE_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     TABLE_ERROR_FIELD_NUMBER: _ClassVar[int]
+    PEERS_UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
+    UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
     node: str
     engine: str
     version: str
@@ -71,4 +73,6 @@ class Status(_message.Message):
     free_addresses: _containers.RepeatedCompositeFieldContainer[FreeAddresses]
     resident_bytes: int
     table_error: str
-    def __init__(self, node: _Optional[str] = ..., engine: _Optional[str] = ..., version: _Optional[str] = ..., started_at_s: _Optional[float] = ..., networks: _Optional[_Iterable[str]] = ..., subnets: _Optional[_Iterable[str]] = ..., node_addresses: _Optional[_Iterable[str]] = ..., endpoint: _Optional[_Union[_subnets_pb2.Endpoint, _Mapping]] = ..., mtu_bytes: _Optional[int] = ..., vni: _Optional[int] = ..., offloads: _Optional[_Union[Offloads, _Mapping]] = ..., notes: _Optional[_Iterable[str]] = ..., attachments: _Optional[int] = ..., peers: _Optional[int] = ..., table_version: _Optional[int] = ..., table_age_s: _Optional[float] = ..., free_addresses: _Optional[_Iterable[_Union[FreeAddresses, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., table_error: _Optional[str] = ...) -> None: ...
+    peers_unreachable: int
+    unreachable: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, node: _Optional[str] = ..., engine: _Optional[str] = ..., version: _Optional[str] = ..., started_at_s: _Optional[float] = ..., networks: _Optional[_Iterable[str]] = ..., subnets: _Optional[_Iterable[str]] = ..., node_addresses: _Optional[_Iterable[str]] = ..., endpoint: _Optional[_Union[_subnets_pb2.Endpoint, _Mapping]] = ..., mtu_bytes: _Optional[int] = ..., vni: _Optional[int] = ..., offloads: _Optional[_Union[Offloads, _Mapping]] = ..., notes: _Optional[_Iterable[str]] = ..., attachments: _Optional[int] = ..., peers: _Optional[int] = ..., table_version: _Optional[int] = ..., table_age_s: _Optional[float] = ..., free_addresses: _Optional[_Iterable[_Union[FreeAddresses, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., table_error: _Optional[str] = ..., peers_unreachable: _Optional[int] = ..., unreachable: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -1,0 +1,73 @@
+"""An attachment that is there, and what this process has of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from router.errors import Kind, Refusal
+from router.journal import Recorded
+from router.kernel import netns
+from router.model import NO_LIMITS, Attachment
+from router.status import AttachRequest
+
+
+@dataclass(slots=True)
+class Held:
+    """An attachment, its open TUN, and the namespace it was made in."""
+
+    attachment: Attachment
+    began_ns: int
+    """When the last who asked for it began (CLOCK_BOOTTIME)."""
+    namespace: netns.Identity | None = None
+    """Which namespace its path led to when it was attached: a path may come to lead to another."""
+    fd: int = -1
+    """Its TUN; -1 when it is not open."""
+    lost: bool = False
+    """Its device is gone, or is being taken down."""
+
+    @property
+    def moved(self) -> bool:
+        """Whether the path leads to another namespace than when the TUN was made; nowhere is no other."""
+        try:
+            return self.namespace != netns.identity(self.attachment.netns_path)
+        except Refusal:
+            return False
+
+    @property
+    def gone(self) -> bool:
+        """Whether the path leads nowhere, or to another namespace than when the TUN was made."""
+        try:
+            found = netns.identity(self.attachment.netns_path)
+        except Refusal:
+            return True
+        return self.namespace is not None and found != self.namespace
+
+    def check_same(self, request: AttachRequest) -> None:
+        """Raise Refusal(EXISTS) when this is not what a request asks for; what it leaves open, any answer fits."""
+        present = self.attachment
+        own = {interface.ip for interface in present.addresses}
+        differs = ""
+        if present.netns_path != request.netns_path:
+            differs = f", in {present.netns_path}"
+        elif request.mtu_bytes not in (0, present.mtu_bytes):
+            differs = f" with MTU {present.mtu_bytes}, not {request.mtu_bytes}"
+        elif not own.issuperset(request.addresses):
+            differs = f" with {', '.join(map(str, sorted(own, key=str)))}, not {', '.join(map(str, request.addresses))}"
+        elif request.ports and set(request.ports) != set(present.ports):
+            differs = (
+                f" with ports {', '.join(map(str, present.ports)) or 'none'}, not {', '.join(map(str, request.ports))}"
+            )
+        elif request.limits not in (NO_LIMITS, present.limits):
+            differs = " with other limits"
+        if differs:
+            raise Refusal(
+                Kind.EXISTS, f"attachment {request.key} is there already{differs}: detach it first, or use another id"
+            )
+
+
+def same_namespace(recorded: Recorded) -> bool:
+    """Tell whether a path still leads where it did, as far as the journal knows; nowhere is the same too."""
+    try:
+        return recorded.namespace in (None, netns.identity(recorded.attachment.netns_path))
+    except Refusal:
+        return True
