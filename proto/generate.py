@@ -1,4 +1,4 @@
-"""Make the stubs in router/rpc/v1 and docs/reference/api.md from proto/podwire/v1/*.proto.
+"""Make the stubs in router/rpc/v1, shim/lean/fields.py and docs/reference/api.md from proto/podwire/v1/*.proto.
 
 `python proto/generate.py` writes them; `--check` writes nothing and exits 1 when they are stale.
 """
@@ -28,6 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PROTO_DIR = ROOT / "proto"
 STUBS = Path("router/rpc/v1")
 REFERENCE = Path("docs/reference/api.md")
+LEAN = Path("shim/lean/fields.py")
+LEAN_METHODS = ("Attach", "Detach", "Sync", "Check", "ListAttachments", "GetStatus")
+"""What processes call that cannot wait for grpcio and protobuf to be imported."""
 PACKAGE = "podwire.v1"
 PACKAGE_INIT = '"""Generated from proto/ by proto/generate.py; do not edit."""\n'
 
@@ -71,8 +74,59 @@ def generate() -> dict[Path, str]:
         if file.service:
             wanted[STUBS / f"{Path(file.name).stem}_pb2_grpc.pyi"] = _grpc_types(file)
     wanted |= {STUBS.parent / "__init__.py": PACKAGE_INIT, STUBS / "__init__.py": PACKAGE_INIT}
+    wanted[LEAN] = "\n".join(_lean(described)) + "\n"
     wanted[REFERENCE] = "\n".join(_reference(described)).rstrip() + "\n"
     return wanted
+
+
+_LEAN_KINDS = {
+    FieldDescriptorProto.TYPE_STRING: "string",
+    FieldDescriptorProto.TYPE_UINT32: "uint",
+    FieldDescriptorProto.TYPE_UINT64: "uint",
+    FieldDescriptorProto.TYPE_INT64: "int64",
+    FieldDescriptorProto.TYPE_BOOL: "bool",
+    FieldDescriptorProto.TYPE_DOUBLE: "double",
+}
+
+
+def _lean(described: FileDescriptorSet) -> Iterator[str]:
+    """Yield the lines of the field tables: the methods of LEAN_METHODS, and every message they can hold."""
+    messages = {message.name: message for file in described.file for message in file.message_type}
+    (service,) = (service for file in described.file for service in file.service)
+    methods = {
+        method.name: (method.input_type.rpartition(".")[2], method.output_type.rpartition(".")[2])
+        for method in service.method
+        if method.name in LEAN_METHODS
+    }
+    yield '"""Generated from proto/ by proto/generate.py; do not edit. What shim/lean/codec.py knows of the contract."""'
+    yield ""
+    yield "METHODS: dict[str, tuple[str, str, str]] = {"
+    for name, (asked, answered) in methods.items():
+        yield f'    "{name}": ("{asked}", "{answered}", "/{PACKAGE}.{service.name}/{name}"),'
+    yield "}"
+    yield '"""Method to request, answer and path."""'
+    yield ""
+    yield "MESSAGES: dict[str, dict[int, tuple[str, str, bool]]] = {"
+    waiting = [name for pair in methods.values() for name in pair]
+    done: set[str] = set()
+    while waiting:
+        name = waiting.pop(0)
+        if name in done:
+            continue
+        done.add(name)
+        yield f'    "{name}": {{'
+        entries = {nested.name for nested in messages[name].nested_type if nested.options.map_entry}
+        for field in messages[name].field:
+            kind = _LEAN_KINDS.get(field.type) or field.type_name.rpartition(".")[2]
+            repeated = field.label == FieldDescriptorProto.LABEL_REPEATED
+            if kind in entries:
+                kind, repeated = "map", False
+            elif field.type == FieldDescriptorProto.TYPE_MESSAGE:
+                waiting.append(kind)
+            yield f'        {field.number}: ("{field.name}", "{kind}", {repeated}),'
+        yield "    },"
+    yield "}"
+    yield '"""Message to field number to name, kind (a scalar, "map" of text to text, or a message) and whether it repeats."""'
 
 
 def _present() -> Iterator[Path]:

@@ -285,7 +285,7 @@ def _prefixes(value: object) -> tuple[Prefix, ...]:
 
 def _runtimes(value: object) -> tuple[str, ...]:
     entries = value.replace(",", " ").split() if isinstance(value, str) else value
-    if not isinstance(entries, list | tuple):
+    if not isinstance(entries, list | tuple) or not entries:
         raise ValueError(f"{value!r} must be a list of runtimes, such as containerd:/run/containerd/containerd.sock")
     for entry in entries:
         kind, _, path = _text(entry).partition(":")

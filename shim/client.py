@@ -142,7 +142,13 @@ class Client:
         return tuple(_read(AttachmentKey, key) for key in answer.released)
 
     def check(
-        self, sandbox_id: str, if_name: str, *, netns_path: str = "", addresses: Iterable[str] = (), routes: Iterable[str] = ()
+        self,
+        sandbox_id: str,
+        if_name: str,
+        *,
+        netns_path: str = "",
+        addresses: Iterable[str] = (),
+        routes: Iterable[str] = (),
     ) -> Attachment:
         """Look whether an attachment is as it was made; ClientError FAILED_PRECONDITION names all that is missing."""
         key = attachment_pb2.AttachmentKey(sandbox_id=sandbox_id, if_name=if_name)
