@@ -237,10 +237,12 @@ class Attachments:
         with self._lock:
             present = list(self._held.values())
         gone = [held for held in present if held.gone]
-        inhabited = inspect.inhabited({held.namespace for held in gone if held.namespace}) if gone else set()
+        # Our fd keeps a namespace, and its number, from being given to another; without one the number means nothing.
+        ours = {held.namespace for held in gone if held.fd >= 0 and held.namespace}
+        inhabited = inspect.inhabited(ours) if ours else set()
         for held in gone:
             key = held.attachment.key
-            if held.namespace in inhabited:
+            if held.fd >= 0 and held.namespace in inhabited:
                 continue
             with self._only(key):
                 if self._held.get(key) is held and held.gone:

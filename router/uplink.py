@@ -13,7 +13,7 @@ from pathlib import Path
 from router.engine.interface import Engine
 from router.errors import Kind, Refusal
 from router.ipam import node_address
-from router.kernel import masquerade, netns, tun
+from router.kernel import masquerade, netns, portmap, tun
 from router.model import NODE_KEY, Attachment, AttachmentKey, Interface, Offloads, Prefix
 
 
@@ -96,9 +96,10 @@ def _accept_own() -> None:
 
 
 def remove() -> None:
-    """Take podwire0 and the masquerade rules off this node."""
+    """Take podwire0 and all rules off this node."""
     tun.remove(netns.OWN, NODE_KEY.if_name)
     masquerade.disable()
+    portmap.remove_all()
 
 
 def node_interfaces(subnets: tuple[Prefix, ...]) -> tuple[Interface, ...]:

@@ -476,9 +476,9 @@ def test_run_by_hand_it_explains_itself(executable: Path) -> None:
 
 def test_what_it_imports_is_little(executable: Path, tmp_path: Path) -> None:
     """Its start is most of its time: neither gRPC nor what costs as much may come back."""
-    code = f"import sys; sys.path.insert(0, {str(launchers._PACKAGES)!r}); import shim.cni.main; print(*sys.modules)"
+    code = f"import sys; sys.path.insert(0, {str(launchers.package_parent())!r}); import shim.cni.main; print(*sys.modules)"
     done = subprocess.run(
-        [launchers.real_interpreter(), "-IS", "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [launchers.interpreter(), "-IS", "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     heavy = {
         "grpc",

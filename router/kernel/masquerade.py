@@ -6,10 +6,9 @@ table of our own, replaced whole in one transaction, so that a rule somebody del
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
-from router.errors import Kind, Refusal
+from router.kernel import nft
 from router.model import NODE_KEY, Prefix
 
 _TABLE = "inet podwire"
@@ -19,7 +18,7 @@ _FORWARDING = {4: Path("/proc/sys/net/ipv4/ip_forward"), 6: Path("/proc/sys/net/
 
 def enable(subnets: tuple[Prefix, ...], networks: tuple[Prefix, ...]) -> None:
     """Masquerade what leaves the cluster from these subnets. Raise Refusal(STATE) when nftables is missing or refuses."""
-    _nft(ruleset(subnets, networks))
+    nft.run(ruleset(subnets, networks), "run with --no-masquerade")
 
 
 def forward(subnets: tuple[Prefix, ...]) -> tuple[str, ...]:
@@ -38,10 +37,7 @@ def forward(subnets: tuple[Prefix, ...]) -> tuple[str, ...]:
 
 def disable() -> None:
     """Remove our nftables table; no error when it, or nftables, is not there."""
-    try:
-        _nft(f"table {_TABLE}\ndelete table {_TABLE}\n")
-    except Refusal:
-        return
+    nft.remove(_TABLE)
 
 
 def ruleset(subnets: tuple[Prefix, ...], networks: tuple[Prefix, ...]) -> str:
@@ -68,16 +64,3 @@ def ruleset(subnets: tuple[Prefix, ...], networks: tuple[Prefix, ...]) -> str:
             "",
         ]
     )
-
-
-def _nft(script: str) -> None:
-    try:
-        done = subprocess.run(["nft", "-f", "-"], input=script, text=True, capture_output=True, timeout=10, check=False)
-    except FileNotFoundError:
-        raise Refusal(
-            Kind.STATE, "nft is not installed, and masquerading needs it: install nftables, or run with --no-masquerade"
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise Refusal(Kind.STATE, "nft did not answer within 10 s; is another program holding its lock?") from None
-    if done.returncode:
-        raise Refusal(Kind.STATE, f"nftables refused the masquerade rules: {done.stderr.strip().splitlines()[0]}")

@@ -1,0 +1,174 @@
+"""Ports of the node that lead to Pods, as nftables has them: maps looked up once a connection, however many there are.
+
+    from outside, from Pods   prerouting  a local address and a mapped port? → dnat to the Pod
+    from the node itself      output      the same
+    towards podwire0          postrouting from the cluster or from 127.0.0.0/8? → masquerade: the router takes packets of the
+                                          node from its own addresses and from outside the cluster only (decide.py), and
+                                          the answer must come back this way
+
+A table of our own beside masquerade.py's, which is replaced whole now and then. IPv6's ::1 cannot be reached: the kernel
+lets no packet from ::1 leave by another interface (RFC 4291 section 2.5.3), and has no route_localnet for IPv6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from socket import AF_INET, AF_INET6, IPPROTO_UDP
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
+
+from router.kernel import netns, nft
+from router.model import NODE_KEY, Address, PortMapping, Prefix, Protocol
+
+_TABLE = "inet podwire_ports"
+_WORDS = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
+_ROUTE_LOCALNET = Path(f"/proc/sys/net/ipv4/conf/{NODE_KEY.if_name}/route_localnet")
+_WITHOUT = "map no ports"
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """One mapping for one IP version: where it leads."""
+
+    mapping: PortMapping
+    pod: Address
+
+    @property
+    def map_name(self) -> str:
+        """The map it is in: by port, or by address and port."""
+        return f"{'any' if self.mapping.host_address is None else 'at'}{self.pod.version}"
+
+    @property
+    def key(self) -> str:
+        """Its key in that map."""
+        where = f"{self.mapping.host_address} . " if self.mapping.host_address is not None else ""
+        return f"{where}{self.mapping.protocol} . {self.mapping.host_port}"
+
+    @property
+    def element(self) -> str:
+        """Its element in that map."""
+        return f"{self.key} : {self.pod} . {self.mapping.container_port}"
+
+
+def replace(forwards: Iterable[Forward], networks: tuple[Prefix, ...], egress: bool) -> None:
+    """Put these forwards in force and no others. Raise Refusal(STATE)."""
+    lines = [f"table {_TABLE}", f"delete table {_TABLE}", *_table(networks, egress)]
+    nft.run("\n".join([*lines, *_elements("add", forwards), ""]), _WITHOUT)
+    _let_localhost_out()
+
+
+def add(forwards: Collection[Forward]) -> None:
+    """Put more forwards in force. Raise Refusal(STATE), and nothing has changed."""
+    nft.run("\n".join([*_elements("add", forwards), ""]), _WITHOUT)
+    forget_flows(forwards)
+
+
+def remove(forwards: Collection[Forward]) -> None:
+    """Take forwards away. Raise Refusal(STATE)."""
+    lines = (f"delete element {_TABLE} {each.map_name} {{ {each.key} }}" for each in forwards)
+    nft.run("\n".join([*lines, ""]), _WITHOUT)
+    forget_flows(forwards)
+
+
+def remove_all() -> None:
+    """Take all of it off the node."""
+    nft.remove(_TABLE)
+
+
+def forget_flows(forwards: Collection[Forward]) -> None:
+    """Make UDP flows that know a port by what it led to before be looked up anew.
+
+    A client that keeps sending keeps its conntrack entry alive for ever, and with it a Pod that is gone. TCP needs
+    nothing: its peer resets what it does not know.
+    """
+    wanted: set[tuple[int, int]] = {
+        (each.mapping.host_port, each.pod.version) for each in forwards if each.mapping.protocol is Protocol.UDP
+    }
+    if wanted:
+        # In a thread of its own: closing a conntrack socket ends the event loop that pyroute2 keeps for the thread.
+        netns.inside(netns.OWN, lambda: _forget(wanted))
+
+
+def _forget(wanted: set[tuple[int, int]]) -> None:
+    """Delete the conntrack entries of UDP towards this node's own addresses at any of (port, IP version)."""
+    own = _own_addresses()
+    for family in {AF_INET if version == 4 else AF_INET6 for _, version in wanted}:
+        with NFCTSocket(family) as conntrack:
+            # Listed first: a deletion ends the dump it falls into.
+            for flow in [_original(entry, family) for entry in conntrack.dump()]:
+                destination = ip_address(flow.daddr)
+                local = destination in own or destination.is_loopback
+                if flow.proto == IPPROTO_UDP and local and (flow.dport, destination.version) in wanted:
+                    with suppress(NetlinkError):  # it ended meanwhile
+                        conntrack.entry("del", tuple_orig=flow)
+
+
+def _original(entry: Any, family: int) -> Any:
+    """Return the direction in which a conntrack entry's first packet went."""
+    return NFCTAttrTuple.from_netlink(family, entry.get_attr("CTA_TUPLE_ORIG"))
+
+
+def _own_addresses() -> set[Address]:
+    with IPRoute() as ip:
+        held = (entry.get_attr("IFA_LOCAL") or entry.get_attr("IFA_ADDRESS") for entry in ip.get_addr())
+        return {ip_address(text) for text in held}
+
+
+def _let_localhost_out() -> None:
+    """Let packets from 127.0.0.1 leave by podwire0, where they are masqueraded; Pods cannot send to 127.0.0.0/8."""
+    with suppress(OSError):
+        _ROUTE_LOCALNET.write_text("1\n")
+
+
+def _elements(verb: str, forwards: Iterable[Forward]) -> list[str]:
+    by_map: dict[str, list[str]] = {}
+    for each in forwards:
+        by_map.setdefault(each.map_name, []).append(each.element)
+    return [f"{verb} element {_TABLE} {name} {{ {', '.join(elements)} }}" for name, elements in by_map.items()]
+
+
+def _table(networks: tuple[Prefix, ...], egress: bool) -> list[str]:
+    maps, lookups, sources = [], [], []
+    for version, (word, kind) in _WORDS.items():
+        port = "inet_proto . inet_service"
+        maps += [
+            f"  map at{version} {{ type {kind} . {port} : {kind} . inet_service; }}",
+            f"  map any{version} {{ type {port} : {kind} . inet_service; }}",
+        ]
+        lookups += [
+            f"    dnat {word} to {word} daddr . meta l4proto . th dport map @at{version}",
+            f"    meta nfproto ipv{version} dnat {word} to meta l4proto . th dport map @any{version}",
+        ]
+        inside = [str(network) for network in networks if network.version == version]
+        inside += ["127.0.0.0/8"] if version == 4 else []
+        if inside:
+            # Without egress Pods may not answer who is outside the cluster: then all of it comes from the node.
+            saddr = f"{word} saddr {{ {', '.join(inside)} }} " if egress else f"meta nfproto ipv{version} "
+            sources.append(f'    oifname "{NODE_KEY.if_name}" ct status dnat {saddr}masquerade')
+    return [
+        f"table {_TABLE} {{",
+        *maps,
+        "  chain mapped {",
+        *lookups,
+        "  }",
+        "  chain prerouting {",
+        "    type nat hook prerouting priority dstnat; policy accept;",
+        "    fib daddr type local jump mapped",
+        "  }",
+        "  chain output {",
+        "    type nat hook output priority -100; policy accept;",
+        "    fib daddr type local jump mapped",
+        "  }",
+        "  chain postrouting {",
+        "    type nat hook postrouting priority srcnat; policy accept;",
+        *sources,
+        "  }",
+        "}",
+    ]
