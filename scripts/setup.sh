@@ -11,7 +11,11 @@ extras=$(printf '%s\n' "$@" | sort -u | paste -sd, -)
 
 # What to run, and the Debian package that brings it.
 commands=(ip:iproute2 nft:nftables iperf3:iperf3 ping:iputils-ping traceroute:traceroute pgrep:procps)
-[[ ",$extras," == *,dev,* ]] && commands+=(tshark:tshark)
+# Real runtimes and plugins, for the tests; commands without a place on PATH are named by theirs.
+[[ ",$extras," == *,dev,* ]] && commands+=(
+    tshark:tshark containerd:containerd runc:runc podman:podman conmon:conmon busybox:busybox-static
+    iptables:iptables /usr/lib/cni/portmap:containernetworking-plugins
+)
 
 say() { printf '[setup] %s\n' "$*"; }
 die() { printf '[setup] error: %s\n' "$*" >&2; exit 1; }
