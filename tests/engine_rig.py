@@ -17,7 +17,18 @@ from typing import Self
 from router.engine.choose import choose
 from router.engine.interface import EngineCounters, EngineSettings, Snapshot
 from router.kernel.underlay import open_underlay
-from router.model import NODE_KEY, Attachment, AttachmentKey, Endpoint, Node, Offloads, SubnetTable, Tally
+from router.model import (
+    NO_LIMITS,
+    NODE_KEY,
+    Attachment,
+    AttachmentKey,
+    Endpoint,
+    Limits,
+    Node,
+    Offloads,
+    SubnetTable,
+    Tally,
+)
 from router.routes import snapshot
 from tests.packets import PLAIN_VNET, packets_of
 
@@ -163,20 +174,20 @@ class Rig:
         self.table = SubnetTable(self.table.version + 1, (self.own, *others))
         self.engine.replace_routes(self.snapshot(egress))
 
-    def pod(self, name: str, host: int, mtu_bytes: int = 1452) -> Tap:
+    def pod(self, name: str, host: int, mtu_bytes: int = 1452, limits: Limits = NO_LIMITS) -> Tap:
         """Attach a Pod with address .host and ::host of this node's subnets."""
-        return self.attach(key(name), host, mtu_bytes)
+        return self.attach(key(name), host, mtu_bytes, limits)
 
     def node_pod(self, mtu_bytes: int = 1452) -> Tap:
         """Attach the node itself."""
         return self.attach(NODE_KEY, 1, mtu_bytes)
 
-    def attach(self, key: AttachmentKey, host: int, mtu_bytes: int = 1452) -> Tap:
+    def attach(self, key: AttachmentKey, host: int, mtu_bytes: int = 1452, limits: Limits = NO_LIMITS) -> Tap:
         addresses = tuple(
             ip_interface(f"{text}/{length}")
             for text, length in ((f"10.42.{self.number}.{host}", 24), (f"fd42:{self.number}::{host:x}", 64))
         )
-        tap = Tap(self, Attachment(key, "/run/netns/none", addresses, mtu_bytes))
+        tap = Tap(self, Attachment(key, "/run/netns/none", addresses, mtu_bytes, limits=limits))
         self.engine.attach(tap.attachment, tap.fd.fileno())
         self.taps[key] = tap
         return tap

@@ -77,15 +77,18 @@ class Egress:
         self._tally: Tally
         self._view: View
 
-    def batch(self, port: Port, view: View, most: int) -> int:
-        """Read and forward at most `most` frames of one attachment; return how many there were."""
+    def batch(self, port: Port, view: View, most: int, most_bytes: int = BATCH_BYTES) -> int:
+        """Read and forward at most `most` frames of one attachment; return how many there were.
+
+        No frame is begun once `most_bytes` have been read.
+        """
         fd, buffer, space = port.fd, self._buffer, self._bytes
         tally = self._tally = port.tallies[EGRESS]
         self._port, self._view = port, view
         ways = port.ways(view)
         self._run.forget()
         at, reads, read_bytes = 0, 0, 0
-        while reads < most and read_bytes < BATCH_BYTES:
+        while reads < most and read_bytes < most_bytes:
             try:
                 size = os.readv(fd, (space[at + _FRAME_AT : at + _HEADER + MAX_PACKET_BYTES],))
             except BlockingIOError:

@@ -99,6 +99,8 @@ class Exceptions:
 
 def write(port: Port, frame: memoryview, thread: int, packets: int, packet_bytes: int) -> DropReason | None:
     """Write a frame (virtio header, IP packet) to a TUN and count it; None when the kernel took it."""
+    if port.policer is not None and not port.admits(port.policer, packet_bytes):
+        return DropReason.RATE_LIMITED
     try:
         os.write(port.fd, frame)
     except OSError as error:

@@ -4,6 +4,9 @@ Ownership: an engine is handed open fds and immutable snapshots; it opens nothin
 caller closes an attachment's fd after `detach` returns, and the socket after `stop`.
 Order: packets of one flow leave in the order they came. A snapshot or attachment handed over takes effect before the
 next batch; no packet sees half of one.
+Limits: what an attachment may send is shaped: while it is in debt its fd is not read, and the device's queue pushes back
+on the Pod. What it may receive is policed: a frame that finds no tokens is dropped and counted (RATE_LIMITED) with whoever
+sent it, the router's own ICMP errors too. Both are buckets that a frame may put into debt (bucket.py).
 Bounds: no call waits longer than one batch (at most `BATCH_PACKETS` reads), however much traffic there is.
 """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -34,13 +35,22 @@ class Loop:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self._due_s: dict[int, float] = {}
+        """When to watch an fd again that has paused."""
 
     def watch(self, fd: int) -> None:
         """Run a batch whenever the fd is readable. Level-triggered: what a batch leaves comes back."""
         self._epoll.register(fd, select.EPOLLIN)
 
+    def pause(self, fd: int, seconds: float) -> None:
+        """Watch an fd no more until that time has passed; for the loop's own thread."""
+        with suppress(OSError):
+            self._epoll.unregister(fd)
+            self._due_s[fd] = time.monotonic() + seconds
+
     def unwatch(self, fd: int) -> None:
         """Stop watching; an fd that is not watched is no error."""
+        self._due_s.pop(fd, None)
         with suppress(OSError):
             self._epoll.unregister(fd)
 
@@ -78,6 +88,8 @@ class Loop:
         done = 0
         while done < budget:
             before = done
+            if self._due_s:
+                self._resume()
             for fd, _ in self._epoll.poll(0):
                 if fd != self._wake and done < budget:
                     done += self._batch(fd, min(budget - done, BATCH_PACKETS))
@@ -87,7 +99,7 @@ class Loop:
 
     def _run(self) -> None:
         while not self._stopping:
-            for fd, _ in self._epoll.poll():
+            for fd, _ in self._epoll.poll(self._resume() if self._due_s else None):
                 if fd == self._wake:
                     self._drain_wake()
                     continue
@@ -99,6 +111,15 @@ class Loop:
                     self._run_calls()
             if self._calls:
                 self._run_calls()
+
+    def _resume(self) -> float | None:
+        """Watch again what has paused long enough; return the seconds until the next is due, None when none is."""
+        now_s = time.monotonic()
+        for fd in [fd for fd, due_s in list(self._due_s.items()) if due_s <= now_s]:
+            if self._due_s.pop(fd, None) is not None:
+                with suppress(OSError):  # closed meanwhile
+                    self.watch(fd)
+        return max(0.0, min(self._due_s.values()) - now_s) if self._due_s else None
 
     def _drain_wake(self) -> None:
         with suppress(BlockingIOError):

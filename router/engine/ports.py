@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from router.decide import Origin, Place, decide_addresses
+from router.engine.bucket import Bucket
 from router.engine.interface import Snapshot
 from router.model import NODE_KEY, Attachment, AttachmentKey, Endpoint, NextHop, Tally, Verdict
 
@@ -62,7 +65,7 @@ class Party:
 class Port(Party):
     """An attachment and its TUN fd."""
 
-    __slots__ = ("attachment", "fd", "is_node", "lost")
+    __slots__ = ("attachment", "fd", "is_node", "lost", "shaper", "policer", "_policing")
 
     def __init__(self, attachment: Attachment, fd: int) -> None:
         addresses = frozenset(interface.ip.packed for interface in attachment.addresses)
@@ -71,6 +74,17 @@ class Port(Party):
         self.fd = fd
         self.is_node = attachment.key == NODE_KEY
         self.lost = False
+        limits, now_s = attachment.limits, time.monotonic()
+        self.shaper = Bucket(limits.egress, now_s) if limits.egress else None
+        """What the Pod may send: of the thread that reads it."""
+        self.policer = Bucket(limits.ingress, now_s) if limits.ingress else None
+        """What it may receive; ask `admits`."""
+        self._policing = threading.Lock()
+
+    def admits(self, policer: Bucket, packet_bytes: int) -> bool:
+        """Tell whether its policer lets a packet be written to the Pod, and count it if so. Of any thread."""
+        with self._policing:
+            return policer.admit(packet_bytes, time.monotonic())
 
 
 class Peer(Party):

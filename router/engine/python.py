@@ -10,16 +10,18 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
 from router.decide import MALFORMED, decide_transit
+from router.engine.bucket import Bucket
 from router.engine.egress import Egress
 from router.engine.ingress import Ingress
-from router.engine.interface import EngineCounters, EngineSettings, Host, Snapshot, Source
+from router.engine.interface import BATCH_BYTES, EngineCounters, EngineSettings, Host, Snapshot, Source
 from router.engine.loop import Loop
-from router.engine.ports import Party, Peer, Port, View
+from router.engine.ports import EGRESS, Party, Peer, Port, View
 from router.engine.sender import Sender
 from router.model import Attachment, AttachmentKey, Endpoint, Tally, Verdict
 from router.wire.packet import Buffer, parse_ip
@@ -61,9 +63,25 @@ class PythonEngine:
             if fd == self._socket.fileno():
                 return self._ingress.batch(self._view, most)
             return 0  # detached between the wake-up and now
-        reads = self._egress.batch(port, self._view, most)
+        if port.shaper is not None:
+            reads = self._shaped_batch(port, port.shaper, most)
+        else:
+            reads = self._egress.batch(port, self._view, most)
         if port.lost:
             self._outward.unwatch(fd)
+        return reads
+
+    def _shaped_batch(self, port: Port, shaper: Bucket, most: int) -> int:
+        """Read what the Pod's limit lets it send; in debt, leave the rest in its interface until that is paid."""
+        reads = 0
+        tokens = shaper.tokens(time.monotonic())
+        if tokens > 0:
+            before = port.tallies[EGRESS].received_bytes
+            reads = self._egress.batch(port, self._view, most, min(BATCH_BYTES, tokens))
+            shaper.take(port.tallies[EGRESS].received_bytes - before)
+        wait_s = shaper.wait_s()
+        if wait_s > 0:
+            self._outward.pause(port.fd, wait_s)
         return reads
 
     def _between_batches(self, work: Callable[[], T]) -> T:
@@ -133,6 +151,7 @@ class PythonEngine:
         def swap() -> None:
             self._view = view
             if leaving is not None:
+                self._outward.unwatch(leaving.fd)  # again, now that no batch can have resumed it
                 self._gone = self._gone.plus(leaving.tally)
                 leaving.forget_ways()
 
