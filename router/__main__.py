@@ -32,6 +32,11 @@ _SECTIONS: dict[str, dict[str, _Place]] = {
         "counters": _Place(_CLIENT, "counters", "Show the fate of every packet, and what was dropped why."),
         "events": _Place(_CLIENT, "events", "Show what happened in the router lately."),
     },
+    "A node": {
+        "sync": _Place("shim.runtimes.commands", "sync", "Release what runtimes do not know any more."),
+        "install": _Place("shim.install.commands", "install", "Make containerd and podman use the router, or undo it."),
+        "doctor": _Place("shim.doctor.commands", "doctor", "Look what is wrong on this node, and how to mend it."),
+    },
     "A cluster on this machine": {
         "lab": _Place("shim.lab.commands", "lab", "Bring up a whole cluster of namespaces on this machine."),
         "demo": _Place("shim.lab.commands", "demo", "Show such a cluster at work, and take it down again."),

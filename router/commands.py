@@ -8,8 +8,13 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from router.config import Settings
+    from shim.runtimes.reconciler import Reconciler
 
 _SWITCH = click.Choice(["auto", "on", "off"])
 
@@ -138,13 +143,33 @@ def _run(flags: dict[str, object], config_file: Path | None) -> None:
         raise
     try:
         server.start()
+        reconciler = _reconcile(settings)
         logging.getLogger("router").info("control at unix:%s", settings.socket_path)
         collector.settle()
         collector.keep_until(ended)
+        if reconciler is not None:
+            reconciler.stop()
         daemon.announce_stop()
         server.stop()
     finally:
         daemon.close()
+
+
+def _reconcile(settings: Settings) -> Reconciler | None:
+    """Ask the runtimes that were named from now on; None when there are none."""
+    if not settings.reconcile:
+        return None
+    from shim.runtimes.known import open_source
+    from shim.runtimes.reconciler import Reconciler
+
+    made = Reconciler(
+        str(settings.socket_path),
+        [open_source(text) for text in settings.reconcile],
+        max(1.0, settings.reconcile_every_s),
+        settings.reconcile_grace_s,
+    )
+    made.start()
+    return made
 
 
 def _log_to_stderr(level: str, form: str) -> None:

@@ -45,7 +45,7 @@ OPENING_CALLS = frozenset(
 ONLY_IN: Mapping[str, frozenset[str]] = {
     "dpkt": frozenset(("router.wire.icmp",)),
     "google": frozenset(("router.control.server", "router.control.messages", "shim.client")),
-    "grpc": frozenset(("router.control.server", "shim.client")),
+    "grpc": frozenset(("router.control.server", "shim.client", "shim.runtimes.containerd")),
     "grpc_health": frozenset(("router.control.server", "shim.client")),
     "grpc_reflection": frozenset(("router.control.server",)),
     "pytun": frozenset(("router.kernel.tun",)),

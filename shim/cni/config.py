@@ -118,10 +118,10 @@ class Config:
             raise CniError(CONFIG, f"portMappings {asked!r}: give a list of objects")
         found = []
         for each in asked:
-            host = _kind(each.get("hostIP") or "", str, "hostIP")
+            host = _kind(each.get("hostip") or "", str, "hostIP")
             mapping = {
-                "host_port": _number(each.get("hostPort", 0), "hostPort", 65535),
-                "container_port": _number(each.get("containerPort", 0), "containerPort", 65535),
+                "host_port": _number(each.get("hostport", 0), "hostPort", 65535),
+                "container_port": _number(each.get("containerport", 0), "containerPort", 65535),
                 "protocol": _kind(each.get("protocol") or "tcp", str, "protocol").lower(),
                 "host_address": "" if host in ("0.0.0.0", "::") else host,  # any address, in Kubernetes' words
             }
@@ -140,7 +140,7 @@ class Config:
             raise CniError(CONFIG, f"bandwidth {asked!r}: give an object")
         most = (1 << 63) - 1
         return {
-            field: _number(asked.get(name) or 0, f"bandwidth.{name}", most)
+            field: _number(asked.get(name.lower()) or 0, f"bandwidth.{name}", most)
             for name, field in (
                 ("ingressRate", "ingress_bits_per_s"),
                 ("ingressBurst", "ingress_burst_bits"),
@@ -197,10 +197,17 @@ class Config:
         raise CniError(CONFIG, f"GC without {' or '.join(_VALID_ATTACHMENTS)} would release everything: give the list")
 
     def _runtime(self, capability: str) -> Any:
-        return _object(self._found.get("runtimeConfig"), "runtimeConfig").get(capability)
+        return _folded(_object(self._found.get("runtimeConfig"), "runtimeConfig").get(capability))
 
     def _arg(self, name: str) -> Any:
         return _object(_object(self._found.get("args"), "args").get("cni"), "args.cni").get(name)
+
+
+def _folded(found: Any) -> Any:
+    """Return a capability's value with its keys in lower case: containerd says HostPort, as Go's decoder takes any case."""
+    if isinstance(found, dict):
+        return {str(key).lower(): value for key, value in found.items()}
+    return [_folded(each) for each in found] if isinstance(found, list) else found
 
 
 def _object(found: Any, name: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def decode(message: str, content: bytes, depth: int = 0) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, kind, repeated in table.values():
         found[name] = {} if kind == "map" else [] if repeated else _DEFAULTS.get(kind)
-    for number, wire, raw in _fields(content):
+    for number, wire, raw in fields(content):
         if number not in table:
             continue
         name, kind, repeated = table[number]
@@ -101,7 +101,7 @@ def _entry(key: str, text: str) -> bytes:
 def _read_entry(content: bytes) -> tuple[str, Any]:
     """Read a map's entry: string to string, or to a number."""
     key, value = "", None
-    for number, wire, raw in _fields(content):
+    for number, wire, raw in fields(content):
         if number == 1:
             key = _bytes(wire, raw).decode()
         elif number == 2:
@@ -133,8 +133,8 @@ def _bytes(wire: int, raw: Any) -> bytes:
     return bytes(raw)
 
 
-def _fields(content: bytes) -> Iterator[tuple[int, int, Any]]:
-    """Yield number, wire type and raw value of every field."""
+def fields(content: bytes) -> Iterator[tuple[int, int, Any]]:
+    """Yield number, wire type and raw value of every field of any message. ValueError when the bytes are none."""
     at, end = 0, len(content)
     while at < end:
         tag, at = _varint(content, at)
