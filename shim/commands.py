@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from shim.answers import Endpoint
+    from shim.answers import Endpoint, PortMapping
     from shim.client import Client
 
 DEFAULT_SOCKET = "/run/podwire/router.sock"
@@ -85,12 +85,26 @@ def _asks(answer: str, examples: str) -> Callable[[_Command], _Command]:
 @click.option("--ip", "addresses", multiple=True, metavar="ADDR", help="Address to give it; may be repeated.")
 @click.option("--mtu", "mtu_bytes", type=int, default=0, metavar="BYTES", help="MTU; 0, the default: the overlay's.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Note on the Pod; may be repeated.")
+@click.option(
+    "--port", "ports", multiple=True, metavar="[ADDR:]PORT:PORT[/PROTO]", help="Node's port to the Pod's; repeat."
+)
+@click.option("--ingress-rate", default="0", metavar="BITS", help="Most bits a second to the Pod, as 20M; 0: no limit.")
+@click.option("--egress-rate", default="0", metavar="BITS", help="Most bits a second from the Pod; 0: no limit.")
 @_asks(
     "the attachment",
     "podwire attach --id web-1 --netns /run/netns/web-1\n"
+    "podwire attach --id web-3 --netns /run/netns/web-3 --port 8080:80 --egress-rate 20M\n"
     "podwire attach --id web-2 --netns /run/netns/web-2 --ip 10.1.2.7 --label name=web",
 )
-def attach(client: Client, as_json: bool, labels: tuple[str, ...], **wanted: Any) -> None:
+def attach(
+    client: Client,
+    as_json: bool,
+    labels: tuple[str, ...],
+    ports: tuple[str, ...],
+    ingress_rate: str,
+    egress_rate: str,
+    **wanted: Any,
+) -> None:
     """Give a sandbox an interface with addresses of this node's subnets.
 
     The router makes a TUN device in the network namespace and gives it the addresses asked for, or free ones. The same
@@ -102,7 +116,12 @@ def attach(client: Client, as_json: bool, labels: tuple[str, ...], **wanted: Any
         if not equals or not key:
             raise click.BadParameter(f"{label!r} is no KEY=VALUE", param_hint="--label")
         pairs[key] = value
-    found = client.attach(wanted.pop("sandbox_id"), wanted.pop("if_name"), **wanted, labels=pairs)
+    from shim.answers import Limits
+
+    limits = Limits(_bits("--ingress-rate", ingress_rate), 0, _bits("--egress-rate", egress_rate), 0)
+    found = client.attach(
+        wanted.pop("sandbox_id"), wanted.pop("if_name"), **wanted, labels=pairs, ports=_ports(ports), limits=limits
+    )
     if as_json:
         _print_json(found)
     else:
@@ -249,6 +268,25 @@ def set_subnets(
 def remove_subnets(client: Client, as_json: bool, name: str) -> None:
     """Remove node NAME."""
     _show_table(client.remove_subnets(name), as_json)
+
+
+def _ports(texts: tuple[str, ...]) -> list[PortMapping]:
+    from shim.answers import PortMapping
+    from shim.lean import portspec
+
+    try:
+        return [PortMapping(**portspec.parse(text)) for text in texts]
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--port") from None
+
+
+def _bits(flag: str, text: str) -> int:
+    """Read a rate in bits a second with a decimal unit, as 800k, 20M or 1G."""
+    units = {"k": 10**3, "M": 10**6, "G": 10**9}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    if not number.isdecimal() or len(number) > 18:
+        raise click.BadParameter(f"{text!r} is no rate: write bits a second, as 800k, 20M or 1G", param_hint=flag)
+    return int(number) * unit
 
 
 def _endpoint(text: str) -> Endpoint:

@@ -48,6 +48,8 @@ def status(out: Console, found: Status) -> None:
         table.add_row(Text(name, "bold"), value)
     for note in found.notes:
         table.add_row(Text("note", "yellow"), note)
+    for why in found.unreachable:
+        table.add_row(Text("unreachable", "bold red"), why)
     if found.table_error:
         table.add_row(Text("table refused", "bold red"), found.table_error)
     out.print(table)
@@ -55,12 +57,16 @@ def status(out: Console, found: Status) -> None:
 
 def pods(out: Console, found: Iterable[Attachment]) -> None:
     """Show attachments."""
-    table = _table("SANDBOX", "INTERFACE", "ADDRESSES", "MTU", "NAMESPACE", "LABELS", right=("MTU",))
+    table = _table("SANDBOX", "INTERFACE", "ADDRESSES", "PORTS", "MTU", "OWNER", "NAMESPACE", "LABELS", right=("MTU",))
     for each in found:
         labels = _list(f"{key}={value}" for key, value in each.labels.items())
         key = each.key
         where = (key.sandbox_id or "(node)", key.if_name, _list(each.addresses))
-        table.add_row(*where, str(each.mtu_bytes), each.netns_path or "-", labels)
+        ports = _list(
+            f"{port.host_address and port.host_address + ':'}{port.host_port}→{port.container_port}/{port.protocol}"
+            for port in each.ports
+        )
+        table.add_row(*where, ports, str(each.mtu_bytes), each.owner or "-", each.netns_path or "-", labels)
     out.print(table)
 
 

@@ -82,11 +82,40 @@ def test_attach_and_detach(run: Run) -> None:
     }
     assert answer(run("pods", "--json")) == {"attachments": [found]}
     heading, pod = lines(run("pods"))
-    assert heading == ["SANDBOX", "INTERFACE", "ADDRESSES", "MTU", "NAMESPACE", "LABELS"]
-    assert pod == ["web-1", "eth0", "10.1.1.7/24", "1452", "/run/netns/web-1", "name=a=b"]
+    assert heading == ["SANDBOX", "INTERFACE", "ADDRESSES", "PORTS", "MTU", "OWNER", "NAMESPACE", "LABELS"]
+    assert pod == ["web-1", "eth0", "10.1.1.7/24", "-", "1452", "-", "/run/netns/web-1", "name=a=b"]
     assert run("detach", "--id", "web-1").stdout == "web-1/eth0: detached\n"
     assert run("detach", "--id", "web-1").stdout == "web-1/eth0: was not attached\n"
     assert answer(run("detach", "--id", "web-1", "--json")) == {"detached": False}
+
+
+def test_attach_with_ports_and_limits(run: Run, daemon: MemoryDaemon) -> None:
+    wanted = (
+        "attach",
+        "--id",
+        "web",
+        "--netns",
+        "/run/netns/web",
+        "--port",
+        "8080:80",
+        "--port",
+        "[2001:db8::1]:53:53/udp",
+    )
+    found = answer(run(*wanted, "--egress-rate", "20M", "--json"))
+    assert [(port["host_port"], port["protocol"], port["host_address"]) for port in found["ports"]] == [
+        (8080, "tcp", ""),
+        (53, "udp", "2001:db8::1"),
+    ]
+    assert found["limits"]["egress_bits_per_s"] == 20_000_000
+    assert found["limits"]["ingress_bits_per_s"] == 0
+    (asked,) = daemon.asked
+    assert asked.limits.egress is not None
+    assert asked.limits.egress.burst_bytes == 250_000
+    assert "8080→80/tcp, 2001:db8::1:53→53/udp" in run("pods").stdout
+    for wrong in (("--port", "80"), ("--ingress-rate", "fast")):
+        done = run(*wanted, *wrong)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert wrong[0] in done.stderr
 
 
 def test_status(run: Run) -> None:
@@ -98,6 +127,7 @@ def test_status(run: Run) -> None:
         "tun-tso on",
         "253 in 10.1.1.0/24",
         "50.0 MB",
+        "there at [2001:db8::2]:7000: Network is unreachable",
     ):
         assert part in text
     assert "nodes 'a' and 'b' both own 10.1.2.0/24" in text
