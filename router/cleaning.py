@@ -24,7 +24,7 @@ def clean(state_dir: Path) -> Iterator[str]:
             tun.remove(attachment.netns_path, attachment.key.if_name)
             yield f"removed {attachment.key} from {attachment.netns_path}"
         uplink.remove()
-        yield "removed podwire0 and the masquerade rules"
+        yield "removed podwire0 and the rules of nftables"
     finally:
         journal.close()
     for leftover in (path, *state_dir.glob("router.db-*"), state_dir / "lock"):

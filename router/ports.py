@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 
 from router.errors import Kind, Refusal
@@ -21,7 +22,6 @@ class Ports:
         self._egress = egress
         self._lock = threading.Lock()
         self._forwards: dict[AttachmentKey, tuple[Forward, ...]] = {}
-        self._table_is_there = False
 
     def claim(self, key: AttachmentKey, addresses: tuple[Interface, ...], mappings: tuple[PortMapping, ...]) -> None:
         """Let ports lead to a Pod. Raise Refusal, and nothing has changed: EXISTS when one is another's, INVALID, STATE."""
@@ -38,27 +38,29 @@ class Ports:
                                 f"port {mapping} of this node, wanted for {key}, leads to {other} ({forward.mapping}): "
                                 "ask for another port, or detach that Pod",
                             )
-            if self._table_is_there:
-                portmap.add(wanted)
-            else:
-                portmap.replace(wanted, self._networks, self._egress)
+            before, self._forwards = self._forwards, {**self._forwards, key: wanted}
+            try:
+                self._enforce((lambda: portmap.add(wanted)) if before and key not in before else None)
                 portmap.forget_flows(wanted)
-                self._table_is_there = True
-            self._forwards[key] = wanted
+            except Refusal:
+                self._forwards = before
+                # What is in force must be what is known here. When this is refused too, the first refusal says why.
+                with suppress(Refusal):
+                    self._enforce()
+                raise
 
     def release(self, key: AttachmentKey) -> None:
         """Let a Pod's ports lead nowhere; without any it is no error. Raise Refusal(STATE)."""
         with self._lock:
-            present = self._forwards.get(key)
-            if present is None:
+            if (present := self._forwards.get(key)) is None:
                 return
-            if len(self._forwards) == 1:
-                portmap.remove_all()
-                self._table_is_there = False
+            before, self._forwards = self._forwards, {k: v for k, v in self._forwards.items() if k != key}
+            try:
+                self._enforce((lambda: portmap.remove(present)) if self._forwards else None)
                 portmap.forget_flows(present)
-            else:
-                portmap.remove(present)
-            del self._forwards[key]
+            except Refusal:
+                self._forwards = before  # to be released again; until then no other Pod gets these ports
+                raise
 
     def restore(self, attachments: Iterable[Attachment]) -> None:
         """Put what an earlier router acknowledged in force, and nothing else. Raise Refusal(STATE)."""
@@ -70,12 +72,24 @@ class Ports:
                 for each in attachments
                 if each.ports
             }
-            self._table_is_there = bool(self._forwards)
-            if self._table_is_there:
-                every = [forward for forwards in self._forwards.values() for forward in forwards]
-                portmap.replace(every, self._networks, self._egress)
+            if self._forwards:
+                self._enforce()
             else:
                 portmap.remove_all()
+
+    def _enforce(self, change: Callable[[], None] | None = None) -> None:
+        """Put what is known here in force: by a change to what is there, or whole. Raise Refusal(STATE)."""
+        if change is not None:
+            # A change of a few elements takes the same time however many there are. It is refused when somebody has
+            # flushed the node's rules (a firewall's reload does it); then all of ours are due again.
+            with suppress(Refusal):
+                change()
+                return
+        if self._forwards:
+            every = [forward for forwards in self._forwards.values() for forward in forwards]
+            portmap.replace(every, self._networks, self._egress)
+        else:
+            portmap.delete_table()
 
 
 def _forwards(key: AttachmentKey, addresses: tuple[Interface, ...], mapping: PortMapping) -> list[Forward]:

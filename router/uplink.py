@@ -49,7 +49,7 @@ class Uplink:
         if self._fd < 0:
             self._fd = self._open(dress)
         tun.redress(netns.OWN, NODE_KEY.if_name, dress)
-        _accept_own()
+        _admit_own()
         with suppress(KeyError):
             engine.detach(NODE_KEY)
         engine.attach(Attachment(NODE_KEY, netns.OWN, addresses, self._mtu_bytes), self._fd)
@@ -77,6 +77,7 @@ class Uplink:
             tun.discard(self._fd)
             self._fd = -1
             masquerade.disable()
+            portmap.remove_all()
 
     def close(self) -> None:
         """Let go of podwire0, which stays with its addresses for the next router."""
@@ -86,13 +87,16 @@ class Uplink:
             self._fd = -1
 
 
-def _accept_own() -> None:
-    """Let podwire0 take packets from the node's own address: the router's ICMP errors about the node's packets.
+def _admit_own() -> None:
+    """Let podwire0 take packets of the node's own addresses. No error if it cannot be set.
 
-    Without it IPv4 takes them for martians (fib_validate_source, net/ipv4/fib_frontend.c). No error if it cannot be set.
+    accept_local: the router's ICMP errors about the node's packets, which IPv4 else takes for martians
+    (fib_validate_source, net/ipv4/fib_frontend.c). route_localnet: packets from 127.0.0.1 to a port that leads to a Pod,
+    masqueraded as they leave (portmap.py); the router itself carries nothing of 127.0.0.0/8.
     """
-    with suppress(OSError):
-        Path(f"/proc/sys/net/ipv4/conf/{NODE_KEY.if_name}/accept_local").write_text("1\n")
+    for switch in ("accept_local", "route_localnet"):
+        with suppress(OSError):
+            Path(f"/proc/sys/net/ipv4/conf/{NODE_KEY.if_name}/{switch}").write_text("1\n")
 
 
 def remove() -> None:

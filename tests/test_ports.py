@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
 import pytest
 
+from router.errors import Kind, Refusal
+from router.kernel import netns as kernel_netns
+from router.model import AttachmentKey, Protocol
+from router.model import PortMapping as Mapping
+from router.ports import Ports
 from shim.answers import Attachment, PortMapping
 from shim.client import Client, ClientError
 from shim.lab import Lab, netns
@@ -144,6 +151,10 @@ def test_same_port_by_protocol_and_address(lab: Lab, node: LabNode, client: Clie
             PortMapping(53, 80, "tcp", at_underlay),
             PortMapping(53, 80, "tcp", at_overlay),
         ]
+        with namespaces(prefix(lab) + "s", 1) as (name,):  # kernels without SCTP's sockets know its ports all the same
+            client.attach(name, "eth0", path(name), ports=[PortMapping(53, 80, "sctp")])
+            assert "sctp . 53" in rules(node)
+            client.detach(name, "eth0")
         for name, mapping in zip(names, mappings, strict=True):
             client.attach(name, "eth0", path(name), ports=[mapping])
             running.callback(client.detach, name, "eth0")
@@ -176,8 +187,10 @@ def test_a_port_leads_to_one_pod(lab: Lab, node: LabNode, client: Client) -> Non
         client.detach(second, "eth0")
 
 
-def test_a_udp_client_follows_a_port_that_moves(lab: Lab, node: LabNode, client: Client) -> None:
+@pytest.mark.parametrize("others", [0, 40], ids=["alone", "among_many"])
+def test_a_udp_client_follows_a_port_that_moves(lab: Lab, node: LabNode, client: Client, others: int) -> None:
     """Its conntrack entry lives as long as it sends, and would lead to the old Pod for ever."""
+    ports = [PortMapping(5353, 53, "udp"), *(PortMapping(6000 + number, 53, "udp") for number in range(others))]
     with namespaces(prefix(lab), 2) as names, ExitStack() as running:
         outside = running.enter_context(netns.open_socket(Path(lab.outside_path), socket.AF_INET, socket.SOCK_DGRAM))
         outside.settimeout(0.05)
@@ -193,7 +206,7 @@ def test_a_udp_client_follows_a_port_that_moves(lab: Lab, node: LabNode, client:
         for name in names:
             running.enter_context(answering(netns.path_of(name), name, kind="udp", port=53))
         for name in names:
-            client.attach(name, "eth0", path(name), ports=[PortMapping(5353, 53, "udp")])
+            client.attach(name, "eth0", path(name), ports=ports)
             eventually(lambda name=name: answer() == name, what=f"an answer of {name}")  # type: ignore[misc]
             client.detach(name, "eth0")
 
@@ -211,6 +224,89 @@ def test_ports_outlive_the_router(lab: Lab, node: LabNode, client: Client) -> No
         assert "8081" not in rules(node)
         with node.client() as again:
             again.detach(name, "eth0")
+
+
+def test_flushed_rules_come_back_with_the_next_change(lab: Lab, node: LabNode, client: Client) -> None:
+    """A firewall's reload flushes everybody's rules; no Pod may be kept from coming or going by it."""
+    outside, at = Path(lab.outside_path), underlay(node, 4)
+    with namespaces(prefix(lab), 3) as (first, second, third), answering(netns.path_of(first), "web"):
+        client.attach(first, "eth0", path(first), ports=[PortMapping(8080, 80)])
+        client.attach(second, "eth0", path(second), ports=[PortMapping(8081, 80)])
+        node.run(["nft", "flush", "ruleset"])
+        assert not ask(outside, at, 8080).startswith("web ")
+        client.attach(third, "eth0", path(third), ports=[PortMapping(8082, 80)])
+        assert ask(outside, at, 8080).startswith("web ")
+        node.run(["nft", "flush", "ruleset"])
+        client.detach(third, "eth0")
+        assert ask(outside, at, 8080).startswith("web ")
+        assert "8082" not in rules(node)
+        node.run(["nft", "flush", "ruleset"])
+        client.detach(second, "eth0")
+        node.run(["nft", "flush", "ruleset"])
+        client.detach(first, "eth0")
+
+
+def test_a_refused_change_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without nft nothing can be put in force; what is said to be in force is."""
+    cluster = ip_network("10.7.0.0/16")
+    pods = {name: (ip_interface(f"10.7.0.{index}/24"),) for index, name in enumerate("abc", start=2)}
+    web, other = Mapping(8080, 80), Mapping(8081, 80)
+    found = str(os.environ["PATH"])
+
+    def listed() -> str:
+        return subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+
+    def scenario() -> None:
+        ports = Ports((cluster,), egress=True)
+        for step in ("first", "more"):
+            monkeypatch.setenv("PATH", str(tmp_path))
+            with pytest.raises(Refusal, match="nft is not installed") as caught:
+                ports.claim(AttachmentKey("b", "eth0"), pods["b"], (other,))
+            assert caught.value.kind is Kind.STATE
+            monkeypatch.setenv("PATH", found)
+            if step == "first":
+                assert "podwire_ports" not in listed()
+                ports.claim(AttachmentKey("a", "eth0"), pods["a"], (web,))
+        assert "10.7.0.3" not in listed()
+        # The refused one holds nothing that keeps another from it, and its release is no error.
+        ports.claim(AttachmentKey("c", "eth0"), pods["c"], (other,))
+        ports.release(AttachmentKey("b", "eth0"))
+        assert "10.7.0.4 . 80" in listed()
+        for name in "ac":
+            monkeypatch.setenv("PATH", str(tmp_path))
+            with pytest.raises(Refusal, match="nft is not installed"):
+                ports.release(AttachmentKey(name, "eth0"))
+            monkeypatch.setenv("PATH", found)
+            # Still held, as it is still in force.
+            taken = web if name == "a" else other
+            with pytest.raises(Refusal, match=f"leads to {name}") as caught:
+                ports.claim(AttachmentKey("b", "eth0"), pods["b"], (taken,))
+            assert caught.value.kind is Kind.EXISTS
+            ports.release(AttachmentKey(name, "eth0"))
+        assert "podwire_ports" not in listed()
+
+    kernel_netns.inside_new(scenario)
+
+
+def test_an_address_the_pod_has_no_answer_for() -> None:
+    with pytest.raises(Refusal, match="no IPv6 address") as caught:
+        Ports((), egress=True).claim(
+            AttachmentKey("a", "eth0"),
+            (ip_interface("10.7.0.2/24"),),
+            (Mapping(80, 80, Protocol.TCP, ip_address("2001:db8::1")),),
+        )
+    assert caught.value.kind is Kind.INVALID
+
+
+def test_cleaning_a_node_takes_its_ports(lab: Lab, node: LabNode) -> None:
+    with namespaces(prefix(lab), 1) as (name,):
+        with node.client() as client:
+            client.attach(name, "eth0", path(name), ports=[PortMapping(8080, 80)])
+        node.stop()
+        assert "8080" in rules(node)  # connections go on while the router is away
+        node.run([sys.executable, "-m", "router", "router", "clean", "--state-dir", str(node.state_dir)])
+        assert "podwire" not in rules(node)
+        node.start()
 
 
 def test_without_egress_outside_clients_are_answered(make_lab: Callable[..., Lab]) -> None:

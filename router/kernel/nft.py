@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import suppress
 
 from router.errors import Kind, Refusal
 
@@ -25,9 +26,12 @@ def run(script: str, remedy: str) -> None:
         raise Refusal(Kind.STATE, f"nftables refused our rules: {done.stderr.strip().splitlines()[0]}")
 
 
+def delete(table: str, remedy: str) -> None:
+    """Delete a table ("inet name"), which need not be there. Raise Refusal(STATE)."""
+    run(f"table {table}\ndelete table {table}\n", remedy)
+
+
 def remove(table: str) -> None:
     """Delete a table ("inet name"); no error when it, or nftables, is not there."""
-    try:
-        run(f"table {table}\ndelete table {table}\n", "")
-    except Refusal:
-        return
+    with suppress(Refusal):
+        delete(table, "")

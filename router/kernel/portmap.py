@@ -5,6 +5,7 @@
     towards podwire0          postrouting from the cluster or from 127.0.0.0/8? → masquerade: the router takes packets of the
                                           node from its own addresses and from outside the cluster only (decide.py), and
                                           the answer must come back this way
+                                          (route_localnet, which uplink.py sets, lets 127.0.0.1 leave)
 
 A table of our own beside masquerade.py's, which is replaced whole now and then. IPv6's ::1 cannot be reached: the kernel
 lets no packet from ::1 leave by another interface (RFC 4291 section 2.5.3), and has no route_localnet for IPv6.
@@ -16,7 +17,6 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
-from pathlib import Path
 from socket import AF_INET, AF_INET6, IPPROTO_UDP
 from typing import Any
 
@@ -24,13 +24,14 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
+from router.errors import Kind, Refusal
 from router.kernel import netns, nft
 from router.model import NODE_KEY, Address, PortMapping, Prefix, Protocol
 
 _TABLE = "inet podwire_ports"
 _WORDS = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
-_ROUTE_LOCALNET = Path(f"/proc/sys/net/ipv4/conf/{NODE_KEY.if_name}/route_localnet")
 _WITHOUT = "map no ports"
+_MOST_FILTERS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,29 +62,31 @@ def replace(forwards: Iterable[Forward], networks: tuple[Prefix, ...], egress: b
     """Put these forwards in force and no others. Raise Refusal(STATE)."""
     lines = [f"table {_TABLE}", f"delete table {_TABLE}", *_table(networks, egress)]
     nft.run("\n".join([*lines, *_elements("add", forwards), ""]), _WITHOUT)
-    _let_localhost_out()
 
 
 def add(forwards: Collection[Forward]) -> None:
     """Put more forwards in force. Raise Refusal(STATE), and nothing has changed."""
     nft.run("\n".join([*_elements("add", forwards), ""]), _WITHOUT)
-    forget_flows(forwards)
 
 
 def remove(forwards: Collection[Forward]) -> None:
     """Take forwards away. Raise Refusal(STATE)."""
     lines = (f"delete element {_TABLE} {each.map_name} {{ {each.key} }}" for each in forwards)
     nft.run("\n".join([*lines, ""]), _WITHOUT)
-    forget_flows(forwards)
+
+
+def delete_table() -> None:
+    """Take the last of it off the node. Raise Refusal(STATE)."""
+    nft.delete(_TABLE, _WITHOUT)
 
 
 def remove_all() -> None:
-    """Take all of it off the node."""
+    """Take all of it off the node; no error where nftables is not installed."""
     nft.remove(_TABLE)
 
 
 def forget_flows(forwards: Collection[Forward]) -> None:
-    """Make UDP flows that know a port by what it led to before be looked up anew.
+    """Make UDP flows that know a port by what it led to before be looked up anew. Raise Refusal(STATE).
 
     A client that keeps sending keeps its conntrack entry alive for ever, and with it a Pod that is gone. TCP needs
     nothing: its peer resets what it does not know.
@@ -93,21 +96,38 @@ def forget_flows(forwards: Collection[Forward]) -> None:
     }
     if wanted:
         # In a thread of its own: closing a conntrack socket ends the event loop that pyroute2 keeps for the thread.
-        netns.inside(netns.OWN, lambda: _forget(wanted))
+        try:
+            netns.inside(netns.OWN, lambda: _forget(wanted))
+        except (NetlinkError, OSError) as error:
+            raise Refusal(
+                Kind.STATE,
+                f"the node's UDP flows cannot be listed ({error}), and would lead to Pods that are gone: "
+                f"is nf_conntrack_netlink there? Else {_WITHOUT}",
+            ) from None
 
 
 def _forget(wanted: set[tuple[int, int]]) -> None:
     """Delete the conntrack entries of UDP towards this node's own addresses at any of (port, IP version)."""
     own = _own_addresses()
     for family in {AF_INET if version == 4 else AF_INET6 for _, version in wanted}:
+        ports = {port for port, version in wanted if (version == 4) == (family == AF_INET)}
         with NFCTSocket(family) as conntrack:
-            # Listed first: a deletion ends the dump it falls into.
-            for flow in [_original(entry, family) for entry in conntrack.dump()]:
-                destination = ip_address(flow.daddr)
-                local = destination in own or destination.is_loopback
-                if flow.proto == IPPROTO_UDP and local and (flow.dport, destination.version) in wanted:
-                    with suppress(NetlinkError):  # it ended meanwhile
-                        conntrack.entry("del", tuple_orig=flow)
+            for asked in _filters(ports):
+                # Listed first: a deletion ends the dump it falls into.
+                for flow in [_original(entry, family) for entry in conntrack.dump(tuple_orig=asked)]:
+                    destination = ip_address(flow.daddr)
+                    local = destination in own or destination.is_loopback
+                    # Linux before 5.8 knows no filter, and lists everything.
+                    if flow.proto == IPPROTO_UDP and local and flow.dport in ports:
+                        with suppress(NetlinkError):  # it ended meanwhile
+                            conntrack.entry("del", tuple_orig=flow)
+
+
+def _filters(ports: set[int]) -> list[Any]:
+    """Return what to ask the kernel for: it passes over a flow in 0.2 us, and Python takes 200 us for one."""
+    if len(ports) > _MOST_FILTERS:
+        return [NFCTAttrTuple(proto=IPPROTO_UDP)]
+    return [NFCTAttrTuple(proto=IPPROTO_UDP, dport=port) for port in ports]
 
 
 def _original(entry: Any, family: int) -> Any:
@@ -119,12 +139,6 @@ def _own_addresses() -> set[Address]:
     with IPRoute() as ip:
         held = (entry.get_attr("IFA_LOCAL") or entry.get_attr("IFA_ADDRESS") for entry in ip.get_addr())
         return {ip_address(text) for text in held}
-
-
-def _let_localhost_out() -> None:
-    """Let packets from 127.0.0.1 leave by podwire0, where they are masqueraded; Pods cannot send to 127.0.0.0/8."""
-    with suppress(OSError):
-        _ROUTE_LOCALNET.write_text("1\n")
 
 
 def _elements(verb: str, forwards: Iterable[Forward]) -> list[str]:
