@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -52,6 +53,8 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     "sqlite3": frozenset(("router.statefile",)),
 }
 """A dependency, and the only modules that import it. Generated stubs are free."""
+LEAN = ("shim.lean", "shim.cni", "shim.containerd", "shim.oci")
+"""What runtimes start for each Pod: it knows itself and the standard library, for its start is most of its time."""
 STUBS_ONLY_IN = frozenset(("router.control.server", "router.control.messages", "shim.client"))
 
 
@@ -110,6 +113,8 @@ def _against_arrows(module: str, imported: str) -> Iterator[str]:
     elif in_shim:
         if top == "router":
             yield "the shim talks to a router over gRPC only"
+        elif module.startswith(LEAN) and not imported.startswith(LEAN) and top not in sys.stdlib_module_names:
+            yield "what lives for milliseconds imports next to nothing"
     elif top == "shim":
         if name != "root":
             yield "the router does not know its shims"
@@ -188,6 +193,8 @@ def test_no_source_file_is_too_long() -> None:
         ("shim.lab.pod", "from router.rpc.v1 import router_pb2", "stop at the edge"),
         ("shim.client", "from router import errors", "over gRPC only"),
         ("shim.commands", "import grpc", "only router.control.server, shim.client"),
+        ("shim.cni.verbs", "from shim.client import Client", "next to nothing"),
+        ("shim.lean.call", "def f():\n    import click", "next to nothing"),
     ],
 )
 def test_a_planted_violation_is_caught(module: str, source: str, why: str) -> None:

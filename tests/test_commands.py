@@ -110,7 +110,7 @@ def test_attach_with_ports_and_limits(run: Run, daemon: MemoryDaemon) -> None:
     assert found["limits"]["ingress_bits_per_s"] == 0
     (asked,) = daemon.asked
     assert asked.limits.egress is not None
-    assert asked.limits.egress.burst_bytes == 250_000
+    assert asked.limits.egress.burst_bytes == 625_000
     assert "8080→80/tcp, 2001:db8::1:53→53/udp" in run("pods").stdout
     for wrong in (("--port", "80"), ("--ingress-rate", "fast")):
         done = run(*wanted, *wrong)

@@ -6,7 +6,8 @@ Order: packets of one flow leave in the order they came. A snapshot or attachmen
 next batch; no packet sees half of one.
 Limits: what an attachment may send is shaped: while it is in debt its fd is not read, and the device's queue pushes back
 on the Pod. What it may receive is policed: a frame that finds no tokens is dropped and counted (RATE_LIMITED) with whoever
-sent it, the router's own ICMP errors too. Both are buckets that a frame may put into debt (bucket.py).
+sent it; so are the router's own ICMP errors, but not counted. Both are token buckets, full at `attach`, one for all threads,
+that a frame may put into debt (bucket.py); a shaper's holds 5 ms of its rate at least.
 Bounds: no call waits longer than one batch (at most `BATCH_PACKETS` reads), however much traffic there is.
 """
 

@@ -119,7 +119,8 @@ class Loop:
             if self._due_s.pop(fd, None) is not None:
                 with suppress(OSError):  # closed meanwhile
                     self.watch(fd)
-        return max(0.0, min(self._due_s.values()) - now_s) if self._due_s else None
+        waiting_s = list(self._due_s.values())  # at once: `unwatch` may come from another thread
+        return max(0.0, min(waiting_s) - now_s) if waiting_s else None
 
     def _drain_wake(self) -> None:
         with suppress(BlockingIOError):

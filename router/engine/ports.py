@@ -11,7 +11,7 @@ from typing import NamedTuple
 from router.decide import Origin, Place, decide_addresses
 from router.engine.bucket import Bucket
 from router.engine.interface import Snapshot
-from router.model import NODE_KEY, Attachment, AttachmentKey, Endpoint, NextHop, Tally, Verdict
+from router.model import NODE_KEY, Attachment, AttachmentKey, Endpoint, Limit, NextHop, Tally, Verdict
 
 EGRESS, INGRESS = 0, 1
 """The two threads. Each counts in a tally of its own, so that no count needs a lock."""
@@ -23,6 +23,8 @@ _WAYS_KEPT = 4096
 _PATH_MTU_KEPT_S = 600.0
 _LEAST_MTU_BYTES = 68
 """What every IPv4 link carries (RFC 791 section 3.2); a peer claiming less is not believed."""
+_LEAST_SHAPED_S = 0.005
+"""A shaper holds that much of its rate at least: woken by a clock of whole milliseconds, it would lose what comes between."""
 
 
 _NOTHING = Tally()
@@ -75,7 +77,7 @@ class Port(Party):
         self.is_node = attachment.key == NODE_KEY
         self.lost = False
         limits, now_s = attachment.limits, time.monotonic()
-        self.shaper = Bucket(limits.egress, now_s) if limits.egress else None
+        self.shaper = Bucket(_shaped(limits.egress), now_s) if limits.egress else None
         """What the Pod may send: of the thread that reads it."""
         self.policer = Bucket(limits.ingress, now_s) if limits.ingress else None
         """What it may receive; ask `admits`."""
@@ -85,6 +87,10 @@ class Port(Party):
         """Tell whether its policer lets a packet be written to the Pod, and count it if so. Of any thread."""
         with self._policing:
             return policer.admit(packet_bytes, time.monotonic())
+
+
+def _shaped(limit: Limit) -> Limit:
+    return Limit(limit.bytes_per_s, max(limit.burst_bytes, int(limit.bytes_per_s * _LEAST_SHAPED_S)))
 
 
 class Peer(Party):
