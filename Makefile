@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test fuzz lint format bench proto setup clean need-root
+.PHONY: help demo test conformance fuzz lint format bench proto setup clean need-root
 
 # PATH as a login shell of root has it: ip and nft are in /usr/sbin.
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
@@ -11,7 +11,7 @@ ARGS ?=
 FUZZ_PACKETS ?= 1000000
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: need-root ## watch Pods on three nodes talk to each other (root, under a minute once set up)
 	@scripts/setup.sh
@@ -20,6 +20,11 @@ demo: need-root ## watch Pods on three nodes talk to each other (root, under a m
 test: need-root ## run every test (root, under six minutes); ARGS="-k icmp -x" for some of them
 	@scripts/setup.sh dev bench
 	@python -m pytest -q $(ARGS)
+
+conformance: need-root ## run real containerd, podman and libcni on it, from Debian's packages (root, three minutes); ARGS=--quick for the shorter churn
+	@scripts/setup.sh dev
+	@scripts/conformance-setup.sh
+	@python -m pytest -q tests/conformance $(ARGS)
 
 fuzz: setup ## send a million mutated datagrams, and as many frames, to each engine; FUZZ_PACKETS=, ARGS="--seed 1"
 	@python -m tests.fuzz --packets $(FUZZ_PACKETS) $(ARGS)

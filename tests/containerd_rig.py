@@ -48,6 +48,10 @@ class Containerd:
         return str(self.root / "containerd.sock")
 
     @property
+    def image(self) -> Path:
+        return self.root / "image.tar"
+
+    @property
     def log(self) -> str:
         return (self.root / "shim.log").read_text() if (self.root / "shim.log").exists() else ""
 

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 
 from shim import launchers
-from shim.answers import Attachment
+from shim.answers import Attachment, Limits, PortMapping
 from shim.client import ClientError
 from shim.lab import Lab, netns
 from shim.lab.node import LabNode
@@ -162,6 +161,40 @@ def test_mac_dns_and_mtu(plugin: Plugin, sandboxes: list[Sandbox]) -> None:
     assert first != second
 
 
+def test_ports_and_limits_are_the_routers(lab: Lab, plugin: Plugin, sandboxes: list[Sandbox]) -> None:
+    """The capabilities that no stock plugin serves a TUN: as containerd writes them, and as podman does."""
+    first, second, third = sandboxes
+    asked = {
+        "portMappings": [
+            {"hostPort": 18080, "containerPort": 80, "protocol": "tcp", "hostIP": "0.0.0.0"},
+            {"HostPort": 18081, "ContainerPort": 81, "Protocol": "UDP", "HostIP": lab.nodes[0].endpoint},
+            {"hostPort": 0, "containerPort": 9090, "protocol": "tcp"},
+        ],
+        "bandwidth": {
+            "ingressRate": 8_000_000,
+            "ingressBurst": 1_600_000,
+            "egressRate": 4_000_000,
+            "egressBurst": 800_000,
+        },
+    }
+    found = added(plugin, first, runtimeConfig=asked)
+    held = attachments(plugin.node)[f"{first.container_id}/eth0"]
+    assert held.ports == (PortMapping(18080, 80, "tcp"), PortMapping(18081, 81, "udp", lab.nodes[0].endpoint))
+    assert held.limits == Limits(8_000_000, 1_600_000, 4_000_000, 800_000)
+    own = found["ips"][0]["address"].partition("/")[0]
+    assert served(lab, Path(first.netns_path), own, 80, 18080)
+    assert plugin.run("CHECK", first.environment, {"runtimeConfig": asked, "prevResult": found}) == Said(0, None, "")
+    error(plugin.run("ADD", second.environment, {"runtimeConfig": asked}), 100, "18080", first.container_id)
+    assert interfaces(Path(second.netns_path).name) == []
+    added(plugin, third, runtimeConfig={"portMappings": [], "bandwidth": {}})
+    assert attachments(plugin.node)[f"{third.container_id}/eth0"].ports == ()
+    assert plugin.run("DEL", first.environment, {"runtimeConfig": asked}) == Said(0, None, "")
+    assert "18080" not in plugin.node.run(["nft", "list", "ruleset"]).stdout
+    again = added(plugin, second, runtimeConfig=asked)
+    own = again["ips"][0]["address"].partition("/")[0]
+    assert served(lab, Path(second.netns_path), own, 80, 18080)
+
+
 def test_a_second_interface(plugin: Plugin, sandboxes: list[Sandbox]) -> None:
     sandbox = sandboxes[0]
     added(plugin, sandbox)
@@ -234,14 +267,24 @@ def test_a_late_add_loses_against_its_delete(plugin: Plugin, sandboxes: list[San
     node.kill9()
     with ThreadPoolExecutor() as pool:
         orphan = pool.submit(plugin.run, "ADD", sandbox.environment, {"wait_s": 30})
-        began = plugin.executable.name  # it waits for the router from here on
-        eventually(lambda: bool(running(began, sandbox.container_id)), what="the orphan")
-        time.sleep(0.1)  # the time counts from its first lines, which are past when its name is to be seen
+        name = plugin.executable.name
+        eventually(lambda: waiting(running(name, sandbox.container_id)), what="an orphan that found no router yet")
         assert plugin.run("DEL", sandbox.without_netns) == Said(0, None, "")
         node.start()
         error(orphan.result(), 102, "detached")
     assert interfaces(Path(sandbox.netns_path).name) == []
     added(plugin, sandbox)
+
+
+def waiting(processes: list[str]) -> bool:
+    """Tell whether one of them sleeps: between two tries, so its time counts already."""
+    for process in processes:
+        try:
+            if (Path("/proc") / process / "wchan").read_text() == "hrtimer_nanosleep":
+                return True
+        except OSError:
+            continue
+    return False
 
 
 def running(name: str, container_id: str) -> list[str]:
@@ -401,6 +444,8 @@ def test_bad_interface_names(plugin: Plugin, sandboxes: list[Sandbox], name: str
         ({"CNI_NETNS": ""}, "CNI_NETNS"),
         ({"CNI_NETNS": "relative"}, "CNI_NETNS"),
         ({"CNI_ARGS": "no equals sign"}, "CNI_ARGS"),
+        ({"CNI_ARGS": "K8S_POD_NAME=\udcff"}, "UTF-8"),
+        ({"CNI_NETNS": "/run/netns/\udcff"}, "UTF-8"),
     ],
 )
 def test_bad_environments(plugin: Plugin, sandboxes: list[Sandbox], environment: dict[str, str], words: str) -> None:
@@ -426,11 +471,17 @@ def test_configurations_that_are_none(plugin: Plugin, sandboxes: list[Sandbox], 
         ({"ipam": {"type": "host-local"}}, "ipam"),
         ({"socket": "relative.sock"}, "socket"),
         ({"socket": ["x"]}, "socket"),
+        ({"socket": "/run/a\0b"}, "socket"),
         ({"mtu": -1}, "mtu"),
         ({"mtu": True}, "mtu"),
         ({"mtu": 9000}, "mtu_bytes 9000"),
         ({"wait_s": "long"}, "wait_s"),
         ({"prevResult": []}, "prevResult"),
+        ({"prevResult": {"interfaces": 5}}, "prevResult.interfaces"),
+        ({"prevResult": {"ips": [1]}}, "prevResult.ips"),
+        ({"prevResult": {"routes": ["0.0.0.0/0"]}}, "prevResult.routes"),
+        ({"prevResult": {"dns": "10.42.1.53"}}, "prevResult.dns"),
+        ({"args": {"cni": {"labels": [{"key": "a", "value": "\ud800"}]}}}, "no Unicode"),
         ({"runtimeConfig": 1}, "runtimeConfig"),
         ({"runtimeConfig": {"ips": "10.42.1.9"}}, "ips"),
         ({"runtimeConfig": {"ips": ["10.42.9.9"]}}, "10.42.9.9"),
@@ -450,6 +501,36 @@ def test_configurations_that_cannot_work(
 ) -> None:
     error(plugin.run("ADD", sandboxes[0].environment, config), 7, words)
     assert interfaces(Path(sandboxes[0].netns_path).name) == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "value"), [("ipRanges", [[{"subnet": "10.9.0.0/16"}]]), ("aliases", ["web", "www"])]
+)
+def test_capabilities_it_does_not_have(
+    plugin: Plugin, sandboxes: list[Sandbox], capability: str, value: list[object]
+) -> None:
+    """Said aloud, and not passed over: an address out of the ranges asked for would be worse than none."""
+    config = {"runtimeConfig": {capability: value}}
+    error(plugin.run("ADD", sandboxes[0].environment, config), 2, capability, str(value[-1]))
+    assert interfaces(Path(sandboxes[0].netns_path).name) == []
+    assert plugin.run("DEL", sandboxes[0].environment, config) == Said(0, None, "")
+    added(plugin, sandboxes[0], runtimeConfig={capability: []})
+
+
+@pytest.mark.parametrize("socket", ["relative.sock", "/run/a\0b"])
+def test_a_delete_that_leads_to_no_router_leaves_nothing_anywhere(
+    plugin: Plugin, sandboxes: list[Sandbox], socket: str
+) -> None:
+    """A NUL once ended the path early: the tombstone lay where no router looks, and the runtime was told "done"."""
+    error(plugin.run("DEL", sandboxes[0].environment, {"socket": socket}), 7, "socket")
+
+
+@pytest.mark.parametrize("result", [{"interfaces": [1]}, {"ips": 5}, {"routes": [None]}, {"dns": [1]}])
+def test_a_check_against_a_result_that_is_none(
+    plugin: Plugin, sandboxes: list[Sandbox], result: dict[str, object]
+) -> None:
+    added(plugin, sandboxes[0])
+    error(plugin.run("CHECK", sandboxes[0].environment, {"prevResult": result}), 7, "prevResult")
 
 
 def test_no_router_says_try_again(plugin: Plugin, sandboxes: list[Sandbox], tmp_path: Path) -> None:

@@ -13,11 +13,14 @@ import pytest
 
 from shim import launchers
 from shim.containerd.arguments import Arguments
+from shim.containerd.netns import path_of
 from shim.lab import Lab, netns
 from shim.lean.bundle import Bundle
 from shim.lean.portspec import parse
 from tests.accounts import assert_balanced, eventually
-from tests.containerd_rig import Containerd, containerd
+from tests.containerd_rig import IMAGE, Containerd, containerd
+from tests.crowd import namespaces as bare
+from tests.crowd import path
 from tests.test_ports import ask
 
 pytestmark = pytest.mark.netns
@@ -50,7 +53,7 @@ def one(cluster: Lab, both: tuple[Containerd, Containerd]) -> Iterator[Container
     for name in both[0].ctr("container", "ls", "-q").stdout.split():
         both[0].remove(name)
     assert attached(both[0]) == before
-    assert namespaces() == set()
+    assert left_of(both[0]) == set()
     assert_balanced(cluster)
 
 
@@ -64,8 +67,13 @@ def attached(of: Containerd) -> dict[str, tuple[str, str]]:
         return found
 
 
-def namespaces() -> set[str]:
-    return {entry.name for entry in Path("/run/netns").iterdir() if entry.name.startswith("podwire-")}
+NAMES = tuple("web db bad doomed host late other third b-c".split())
+"""Of containers here. Other tests on this machine have namespaces of theirs beside ours."""
+
+
+def left_of(containerd: Containerd, namespace: str = "default") -> set[str]:
+    """Return the containers whose namespaces are there, made by the shim for one containerd."""
+    return {name for name in NAMES if os.path.exists(path_of(containerd.address, namespace, name))}  # noqa: PTH110
 
 
 def test_a_container_gets_its_address_and_reaches_others(
@@ -129,7 +137,7 @@ def test_a_killed_shim_releases_its_container(one: Containerd) -> None:
     (pid,) = one.shims()
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: attached(one) == before, what="the release")
-    eventually(lambda: namespaces() == set(), what="the namespace's end")
+    eventually(lambda: left_of(one) == set(), what="the namespace's end")
 
 
 def test_a_container_that_cannot_start_leaves_nothing(one: Containerd) -> None:
@@ -138,7 +146,7 @@ def test_a_container_that_cannot_start_leaves_nothing(one: Containerd) -> None:
     assert done.returncode != 0
     one.ctr("container", "rm", "bad")
     eventually(lambda: attached(one) == before, what="the release")
-    assert namespaces() == set()
+    assert left_of(one) == set()
 
 
 def test_a_stock_shim_that_fails_is_undone(one: Containerd, tmp_path: Path) -> None:
@@ -149,7 +157,7 @@ def test_a_stock_shim_that_fails_is_undone(one: Containerd, tmp_path: Path) -> N
     spec = {"linux": {"namespaces": [{"type": "pid"}, {"type": "network"}]}}
     (bundle / "config.json").write_text(json.dumps(spec))
     environ = os.environ | {"PODWIRE_SOCKET": str(one.node.socket), "PODWIRE_SHIM_LOG": str(tmp_path / "log")}
-    words = ["-namespace", "default", "-id", "doomed", "-address", "/none", "start"]
+    words = ["-namespace", "default", "-id", "doomed", "-address", one.address, "start"]
     before = attached(one)
     for stock, status in (("/bin/false", 1), ("/nowhere/shim", 127)):
         done = subprocess.run(
@@ -158,7 +166,7 @@ def test_a_stock_shim_that_fails_is_undone(one: Containerd, tmp_path: Path) -> N
         )  # fmt: skip
         assert done.returncode == status, done
         assert attached(one) == before
-        assert namespaces() == set()
+        assert left_of(one) == set()
         assert Bundle(str(bundle)).namespace == {"type": "network"}
 
 
@@ -167,13 +175,41 @@ def test_a_router_that_is_down(one: Containerd) -> None:
     assert one.run("web", SLEEP).returncode == 0
     one.node.kill9()
     one.remove("web")
-    assert namespaces() == set()
+    assert left_of(one) == set()
     failed = one.run("late", SLEEP)
     assert "cannot reach the router" in failed.stderr
     one.ctr("container", "rm", "late")
     one.node.start()
     assert "default:web" not in attached(one)
     assert list((one.node.socket.parent / "tombstones").iterdir()) == []
+
+
+def test_what_is_somebody_elses_survives_a_refusal(cluster: Lab, one: Containerd) -> None:
+    """A start that is refused undoes what it did, and not what was there."""
+    with bare(cluster.plan.pod_netns("else"), 1) as (name,), one.node.client() as client:
+        client.attach("default:web", "eth0", path(name))
+        before = attached(one)
+        refused = one.run("web", SLEEP)
+        assert "is there already" in refused.stderr
+        assert attached(one) == before
+        assert left_of(one) == set()
+        one.ctr("container", "rm", "web")
+        client.detach("default:web", "eth0")
+
+
+def test_names_that_read_alike_are_kept_apart(one: Containerd, both: tuple[Containerd, Containerd]) -> None:
+    """What ends is its own namespace, not that of a/b-c when a-b/c ends, nor that of another containerd's."""
+    assert one.run("b-c", SLEEP).returncode == 0
+    assert one.ctr("-n", "default-b", "image", "import", "--snapshotter", "native", str(one.image)).returncode == 0
+    other = ("run", "--rm", "--runtime", "io.containerd.podwire.v2", "--snapshotter", "native", IMAGE, "c")
+    done = one.ctr("-n", "default-b", *other, "/bin/ip", "addr")
+    assert (done.returncode, "eth0" in done.stdout) == (0, True), done
+    # runc keeps its containers by namespace and id alone: the second containerd's fails, and takes nothing with it.
+    assert "already exists" in both[1].run("b-c", SLEEP).stderr
+    both[1].ctr("container", "rm", "b-c")
+    assert left_of(one) == {"b-c"}
+    assert attached(one)["default:b-c"]
+    eventually(lambda: "default:b-c" not in attached(both[1]), what="the release of what failed")
 
 
 def test_a_namespace_of_somebody_else_is_adopted(cluster: Lab, one: Containerd) -> None:
@@ -190,6 +226,21 @@ def test_a_namespace_of_somebody_else_is_adopted(cluster: Lab, one: Containerd) 
         assert "default:web" not in attached(one)
     finally:
         netns.delete(name)
+
+
+def test_the_stock_shim_is_found_beside_containerd(tmp_path: Path) -> None:
+    """As containerd itself finds shims, when its PATH does not lead there."""
+    (shim,) = launchers.write(tmp_path / "ours", ["containerd-shim-podwire-v2"])
+    stock = tmp_path / "containerd-shim-runc-v2"
+    stock.write_text("#!/bin/sh\necho $0 $*\n")
+    stock.chmod(0o755)
+    words = ["-publish-binary", str(tmp_path / "containerd"), "-info"]
+    environ = {"PATH": str(tmp_path / "ours"), "PODWIRE_SHIM_LOG": str(tmp_path / "log")}
+    done = subprocess.run([shim, *words], env=environ, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"{stock} {' '.join(words)}\n"
+    stock.unlink()
+    done = subprocess.run([shim, *words], env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "comes with containerd" in done.stderr) == (127, True)
 
 
 def test_what_containerd_asks_besides_goes_to_the_stock_shim(tmp_path: Path) -> None:

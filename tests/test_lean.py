@@ -188,6 +188,33 @@ def test_large_requests_and_answers_pass_the_windows(ask: Callable[..., dict[str
     assert len(ask("ListAttachments", {})["attachments"]) == 3001  # 1.3 MB
 
 
+def test_the_largest_request_is_cut_in_time_that_grows_with_it() -> None:
+    """Cutting by copying what is left takes minutes here, and no deadline is looked at meanwhile."""
+    message = bytes(range(256)) * (60 << 12)  # 60 MiB, in frames of 16 KiB
+    exchange = Exchange("/a/b", message, 60)
+    opened = (LARGEST_WINDOW - 65535).to_bytes(4, "big")
+    exchange.receive(SETTINGS + frame(8, 0, 0, opened) + frame(8, 0, 1, opened))
+    sent, at, body, ended = bytes(exchange.pending), len(PREFACE), bytearray(), False
+    assert sent.startswith(PREFACE)
+    while at < len(sent):
+        size, kind, flags = int.from_bytes(sent[at : at + 3], "big"), sent[at + 3], sent[at + 4]
+        assert not ended or kind != 0, "nothing comes after the end"
+        assert size <= 16384
+        if kind == 0:
+            body += sent[at + 9 : at + 9 + size]
+            ended = bool(flags & 1)
+        at += 9 + size
+    assert ended
+    assert body == len(message).to_bytes(5, "big") + message
+
+
+def test_text_that_is_none_is_refused_before_anybody_is_asked(tmp_path: Path) -> None:
+    with pytest.raises(RouterError, match="no Unicode") as caught:
+        call(str(tmp_path / "none.sock"), "Detach", {"key": key("\udcff")}, timeout_s=5)
+    assert caught.value.code == "INVALID_ARGUMENT"
+    assert not caught.value.nobody_answered, "else a tombstone would be left that no router can read"
+
+
 def test_a_slow_answer_ends_the_wait(ask: Callable[..., dict[str, Any]], daemon: MemoryDaemon) -> None:
     released = threading.Event()
     daemon.on_status = lambda: released.wait(30)
@@ -222,6 +249,8 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
 
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+LARGEST_WINDOW = (1 << 31) - 1
 SETTINGS = frame(4, 0, 0)
 OPENED = frame(1, 4, 1, b"\x88")
 BODY = frame(0, 0, 1, bytes(5))

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,11 @@ from shim.lab import Lab
 from shim.lab.node import LabNode
 from tests.accounts import assert_balanced, eventually
 from tests.containerd_rig import IMAGE, _unmount_below, image_tar
+from tests.crowd import namespaces, path
 
 pytestmark = pytest.mark.netns
+
+ROOT = Path(__file__).resolve().parent.parent
 
 _CONF = """\
 [containers]
@@ -40,15 +44,20 @@ class Podman:
     node: LabNode
     root: Path
     hook: Path
+    prefix: str
+    """Of names of namespaces."""
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        return ("--root", f"{self.root}/storage", "--runroot", f"{self.root}/run", "--storage-driver", "vfs")
 
     def __call__(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
         environ = os.environ | {
             "CONTAINERS_CONF": str(self.root / "containers.conf"),
             "PODWIRE_SOCKET": str(self.node.socket),
         }
-        places = ("--root", f"{self.root}/storage", "--runroot", f"{self.root}/run", "--storage-driver", "vfs")
         return self.node.run(
-            ["podman", *places, "--cgroup-manager", "cgroupfs", *words], env=environ, timeout=100, **options
+            ["podman", *self.places, "--cgroup-manager", "cgroupfs", *words], env=environ, timeout=100, **options
         )
 
     def run(self, name: str, *flags: str, command: tuple[str, ...] = ("sleep", "1000000")) -> Any:
@@ -83,7 +92,7 @@ def podman(make_lab: Callable[..., Lab], tmp_path_factory: pytest.TempPathFactor
         }
         (root / "hooks" / f"podwire-{stage}.json").write_text(json.dumps(content))
     (root / "containers.conf").write_text(_CONF.format(root=root))
-    made = Podman(lab.nodes[0], root, hook)
+    made = Podman(lab.nodes[0], root, hook, lab.plan.pod_netns("oci"))
     image = root / "image.tar"
     image.write_bytes(
         image_tar(IMAGE, {"bin/busybox": Path("/bin/busybox").read_bytes()}, ("sleep", "ip", "ping", "sh"))
@@ -128,6 +137,33 @@ def test_a_container_gets_its_address(podman: Podman) -> None:
     eventually(lambda: container_id not in attached(podman), what="the release")
     assert podman("start", "web").returncode == 0, "the same id again"
     assert container_id in attached(podman)
+
+
+@pytest.mark.usefixtures("clean")
+def test_podman_is_asked_what_it_has(podman: Podman, tmp_path: Path) -> None:
+    """A container that was only made, one that ended, and the one that keeps a pod's network count too."""
+    made = podman("create", "--name", "made", "--network", "none", IMAGE).stdout.strip()
+    ended = podman("run", "-d", "--name", "ended", "--network", "none", IMAGE, "sleep", "0").stdout.strip()
+    pod = podman("pod", "create", "--name", "pod", "--network", "none", "--infra-image", IMAGE)
+    assert pod.returncode == 0, pod.stderr
+    infra = podman("pod", "inspect", "--format", "{{.InfraContainerID}}", "pod").stdout.strip()
+    known = {made, ended, infra}
+    assert all(len(container_id) == 64 for container_id in known)
+    # The real podman, told of its storage.
+    (tmp_path / "podman").write_text(f'#!/bin/sh\nexec {shutil.which("podman")} {" ".join(podman.places)} "$@"\n')
+    (tmp_path / "podman").chmod(0o755)
+    environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "router", "sync", "--socket", str(podman.node.socket), "--podman", "--grace", "0"]
+    with namespaces(podman.prefix, 4) as names, podman.node.client() as client:
+        for container_id, name in zip((*known, "0" * 64), names, strict=True):
+            client.attach(container_id, "eth0", path(name), owner="oci")
+        before = set(attached(podman))
+        done = podman.node.run(command, env=environ, cwd=ROOT, timeout=60)
+        assert (done.returncode, done.stdout) == (0, f"{'0' * 64}/eth0: released\n"), done.stderr
+        assert before - set(attached(podman)) == {"0" * 64}
+        for container_id in known:
+            client.detach(container_id, "eth0")
+    podman("pod", "rm", "-f", "-t", "0", "pod")
 
 
 @pytest.mark.usefixtures("clean")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shim.cni.errors import CONFIG, DECODE, VERSION, CniError
+from shim.cni.errors import CONFIG, DECODE, FIELD, VERSION, CniError
 from shim.lean.router import DEFAULT_SOCKET, WAIT_S
 
 TYPE_CHECKING = False  # as mypy and ruff know it; `typing` itself costs 10 ms to import
@@ -17,6 +17,8 @@ _SINCE = {"CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}
 _VALID_ATTACHMENTS = ("cni.dev/valid-attachments", "cni.dev/attachments")
 """The specification's key, and the one libcni once wrote."""
 _MOST_BYTES = 16 << 20
+_UNSERVED = ("ipRanges", "aliases")
+"""Capabilities of CNI's conventions that this plugin does not have: to be told so is better than an address out of range."""
 
 
 class Config:
@@ -67,7 +69,7 @@ class Config:
     def socket_path(self) -> str:
         """Where the router listens."""
         found = _kind(self._found.get("socket", DEFAULT_SOCKET), str, "socket")
-        if not found.startswith("/"):
+        if not found.startswith("/") or not found.isprintable():  # a NUL would end it somewhere else
             raise CniError(CONFIG, f"socket {found!r}: give the absolute path of the router's socket")
         return found
 
@@ -88,6 +90,11 @@ class Config:
         """Raise CniError(CONFIG) for what this plugin is asked in vain."""
         if self._found.get("ipam"):
             raise CniError(CONFIG, "ipam: the router hands the addresses out; take the section away")
+        for name in _UNSERVED:
+            asked = self._runtime(name)
+            if asked:
+                why = "podwire-cni does not have this capability; take it out of the configuration's capabilities"
+                raise CniError(FIELD, f"runtimeConfig.{name} {asked!r}: {why}")
 
     @property
     def addresses(self) -> list[str]:
@@ -176,6 +183,11 @@ class Config:
         found = self._found.get("prevResult")
         if found is not None and not isinstance(found, dict):
             raise CniError(CONFIG, "prevResult is no object")
+        for name in ("interfaces", "ips", "routes"):
+            listed = (found or {}).get(name) or []
+            if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+                raise CniError(CONFIG, f"prevResult.{name} {listed!r}: it must be a list of objects")
+        _object((found or {}).get("dns"), "prevResult.dns")
         return found
 
     @property

@@ -49,6 +49,8 @@ class Environment:
         found = self._need("CNI_NETNS")
         if not found.startswith("/"):
             raise _bad("CNI_NETNS", found, "it must be an absolute path")
+        if not _is_text(found):
+            raise _bad("CNI_NETNS", found, "the router takes paths in UTF-8")
         return found
 
     @property
@@ -57,6 +59,8 @@ class Environment:
         found = {}
         for pair in self._environ.get("CNI_ARGS", "").split(";"):
             key, equals, value = pair.strip().partition("=")
+            if not _is_text(pair):
+                raise _bad("CNI_ARGS", pair, "write it in UTF-8")
             if equals:
                 found[key] = value
             elif key:
@@ -70,6 +74,11 @@ class Environment:
                 ENVIRONMENT, f"{name} is not set; a CNI plugin is run by a container runtime, see its --help"
             )
         return found
+
+
+def _is_text(found: str) -> bool:
+    """Tell whether the bytes of the environment were UTF-8; Python keeps others as lone surrogates (PEP 383)."""
+    return not any("\ud800" <= c <= "\udfff" for c in found)
 
 
 def _bad(name: str, value: str, why: str) -> CniError:

@@ -91,14 +91,14 @@ def own_part(found: dict[str, Any] | None, if_name: str, sandbox: str) -> tuple[
     if not found:
         return [], []
     interfaces = found.get("interfaces") or []
-    own = {
+    own = [
         index
         for index, each in enumerate(interfaces)
         if each.get("name") == if_name and each.get("sandbox") in (sandbox, None)
-    }
+    ]
     if not own and interfaces:
         raise CniError(CONFIG, f"prevResult knows no interface {if_name} in {sandbox}: it is not what ADD answered")
     ips = [each for each in found.get("ips") or [] if each.get("interface") in own]
-    gateways = {each.get("gateway") for each in ips}
+    gateways = [each.get("gateway") for each in ips]
     routes = [each["dst"] for each in found.get("routes") or [] if each.get("gw") in gateways and each.get("dst")]
     return [each["address"] for each in ips if each.get("address")], routes

@@ -28,6 +28,16 @@ class Arguments:
         return self.flags.get("namespace", "")
 
     @property
+    def address(self) -> str:
+        """The socket of containerd."""
+        return self.flags.get("address", "")
+
+    @property
+    def publisher(self) -> str:
+        """The binary of containerd."""
+        return self.flags.get("publish-binary", "")
+
+    @property
     def container_id(self) -> str:
         """The container, unique in that namespace."""
         return self.flags.get("id", "")

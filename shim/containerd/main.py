@@ -51,34 +51,34 @@ def _start(arguments: Arguments) -> int:
     if namespace is None or not _is_ours(bundle):
         _become_stock()
     undo: list[Callable[[], object]] = []
+    status = 1
     try:
         path = namespace.get("path") or ""
         if not path:
-            path = netns.path_of(arguments.namespace, arguments.container_id)
+            path = _own_netns(arguments)
             netns.make(path)
             undo.append(lambda: netns.remove(path))
             bundle.join(path)
             undo.append(lambda: bundle.join(""))
         sandbox_id = _sandbox_id(arguments, bundle)
+        wanted = {"labels": _labels(bundle, arguments), **bundle.wishes}
+        try:
+            owner = f"containerd:{arguments.namespace}"
+            found = router.attach(_socket_path(), sandbox_id, _IF_NAME, path, owner=owner, **wanted)
+        except RouterError as error:
+            # Without an answer it may have been made, or may be yet. What was refused is somebody else's to keep.
+            if error.nobody_answered:
+                undo.append(lambda: router.detach(_socket_path(), sandbox_id, _IF_NAME))
+            raise
         undo.append(lambda: router.detach(_socket_path(), sandbox_id, _IF_NAME))
-        found = router.attach(
-            _socket_path(),
-            sandbox_id,
-            _IF_NAME,
-            path,
-            owner=f"containerd:{arguments.namespace}",
-            labels=_labels(bundle, arguments),
-            **bundle.wishes,
-        )
         _log(f"{sandbox_id}: attached with {', '.join(found['addresses'])} in {path}")
         status = _run_stock()
     except (RouterError, OSError, ValueError) as error:
         why = getattr(error, "message", "") or str(error)
         _log(f"{arguments.container_id}: cannot start: {why}")
         sys.stderr.write(f"podwire: {why}\n")
-        status = 1
-    if status:
-        for step in reversed(undo):
+    finally:
+        for step in reversed(undo) if status else ():
             _try(step)
     return status
 
@@ -92,8 +92,12 @@ def _delete(arguments: Arguments) -> int:
     if bundle is None or (bundle.namespace is not None and _is_ours(bundle)):
         sandbox_id = _sandbox_id(arguments, bundle)
         _try(lambda: _log(f"{sandbox_id}: detached {router.detach(_socket_path(), sandbox_id, _IF_NAME)}"))
-        _try(lambda: netns.remove(netns.path_of(arguments.namespace, arguments.container_id)))
+        _try(lambda: netns.remove(_own_netns(arguments)))
     return status
+
+
+def _own_netns(arguments: Arguments) -> str:
+    return netns.path_of(arguments.address, arguments.namespace, arguments.container_id)
 
 
 def _is_ours(bundle: Bundle) -> bool:
@@ -123,12 +127,16 @@ def _run_stock() -> int:
 
 def _become_stock() -> NoReturn:
     stock = os.environ.get("PODWIRE_STOCK_SHIM", _STOCK)
-    try:
-        os.execvp(stock, [stock, *sys.argv[1:]])  # noqa: S606
-    except OSError as error:
-        _log(f"cannot run {stock}: {error.strerror}")
-        sys.stderr.write(f"podwire: cannot run {stock}: {error.strerror}; it comes with containerd\n")
-        os._exit(127)
+    why = ""
+    # On PATH, or beside containerd, as containerd itself looks for shims.
+    for path in (stock, os.path.join(os.path.dirname(Arguments(sys.argv[1:]).publisher), stock)):  # noqa: PTH118, PTH120
+        try:
+            os.execvp(path, [path, *sys.argv[1:]])  # noqa: S606
+        except OSError as error:
+            why = why or f"cannot run {stock}: {error.strerror}"
+    _log(why)
+    sys.stderr.write(f"podwire: {why}; it comes with containerd\n")
+    os._exit(127)
 
 
 def _try(step: Callable[[], object]) -> None:

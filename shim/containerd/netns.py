@@ -10,9 +10,13 @@ _MS_BIND, _MS_REC, _MS_SHARED, _MNT_DETACH = 0x1000, 0x4000, 0x100000, 2  # linu
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1  # linux/sockios.h, linux/if.h
 
 
-def path_of(namespace: str, container_id: str) -> str:
-    """Return where the namespace of a container is, or would be."""
-    return f"{_DIRECTORY}/podwire-{namespace}-{container_id}"
+def path_of(address: str, namespace: str, container_id: str) -> str:
+    """Return where the namespace of a container is, or would be: a container of that containerd, by its socket's path."""
+    from zlib import crc32
+
+    # Words alone do not tell a/b-c from a-b/c, nor one containerd from another, and a name is not to be taken from who uses it.
+    whose = crc32("\0".join((os.path.realpath(address), namespace, container_id)).encode())
+    return f"{_DIRECTORY}/podwire-{namespace}-{container_id}-{whose:08x}"
 
 
 def make(path: str) -> None:
@@ -25,14 +29,27 @@ def make(path: str) -> None:
         if libc.mount(os.fsencode(source), os.fsencode(target), b"none", flags, None) < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), target)
 
+    def prepare() -> None:
+        """Make a shared mount, so that names made in one mount namespace can be removed in every other.
+
+        As iproute2 ip/ipnetns.c netns_add() does, with its lock: containers start side by side after a boot.
+        """
+        from fcntl import LOCK_EX, flock
+
+        os.makedirs(_DIRECTORY, mode=0o755, exist_ok=True)  # noqa: PTH103 - pathlib costs 5 ms
+        fd = os.open(_DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            flock(fd, LOCK_EX)
+            try:
+                mount("", _DIRECTORY, _MS_SHARED | _MS_REC)
+            except OSError:
+                mount(_DIRECTORY, _DIRECTORY, _MS_BIND | _MS_REC)
+                mount("", _DIRECTORY, _MS_SHARED | _MS_REC)
+        finally:
+            os.close(fd)
+
     remove(path)
-    os.makedirs(_DIRECTORY, mode=0o755, exist_ok=True)  # noqa: PTH103 - pathlib costs 5 ms
-    # A shared mount, so that names made in one mount namespace can be removed in every other (iproute2 ip/ipnetns.c).
-    try:
-        mount("", _DIRECTORY, _MS_SHARED | _MS_REC)
-    except OSError:
-        mount(_DIRECTORY, _DIRECTORY, _MS_BIND | _MS_REC)
-        mount("", _DIRECTORY, _MS_SHARED | _MS_REC)
+    prepare()
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
     try:
         child = os.fork()  # the namespace moves who makes it, and this process stays where it is

@@ -23,11 +23,15 @@ _READ_BYTES = 1 << 18
 def call(socket_path: str, method: str, request: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
     """Call a method ("Attach") with its request's fields by name, and return its answer's, unset ones with defaults.
 
-    RouterError: what the router refused, or UNAVAILABLE when nobody listens, or DEADLINE_EXCEEDED.
+    RouterError: what the router refused, or UNAVAILABLE when nobody listens, or DEADLINE_EXCEEDED; INVALID_ARGUMENT for
+    text that is no Unicode, which protobuf cannot carry.
     """
     asked, answered, path = METHODS[method]
-    exchange = Exchange(path, codec.encode(asked, request), timeout_s)
     deadline_s = time.monotonic() + timeout_s
+    try:
+        exchange = Exchange(path, codec.encode(asked, request), timeout_s)
+    except UnicodeEncodeError as error:
+        raise RouterError("INVALID_ARGUMENT", f"{error.object!r} is no Unicode text: write it in UTF-8") from None
     if len(os.fsencode(socket_path)) > _MOST_PATH_BYTES:
         raise RouterError(
             "UNAVAILABLE", f"{socket_path} is longer than the {_MOST_PATH_BYTES} bytes of a socket's path"

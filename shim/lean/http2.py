@@ -33,7 +33,8 @@ class Exchange:
         self._block = bytearray()
         self._block_ends_stream = False
         self._headers: dict[str, str] = {}
-        self._outbox = len(message).to_bytes(5, "big") + message  # a flag byte of 0: not compressed
+        # A flag byte of 0: not compressed. A view, so that cutting a piece off copies no more than the piece.
+        self._outbox = memoryview(len(message).to_bytes(5, "big") + message)
         self._connection_window = self._stream_window = self._initial_window = _WINDOW
         self._frame_bytes = _FRAME_BYTES
         settings = ((_HEADER_TABLE_SIZE, 0), (_ENABLE_PUSH, 0), (_INITIAL_WINDOW_SIZE, _LARGEST_WINDOW))
@@ -146,7 +147,7 @@ class Exchange:
             self._stream_window -= size
             self._send(_DATA, 0 if self._outbox else _END_STREAM, 1, piece)
 
-    def _send(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+    def _send(self, kind: int, flags: int, stream: int, payload: bytes | memoryview) -> None:
         self.pending += len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
 
     def _finish(self) -> None:

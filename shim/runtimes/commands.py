@@ -27,11 +27,24 @@ if TYPE_CHECKING:
     help='A list of what is there: [{"containerID": …, "ifname": …}]; - is stdin.',
 )
 @click.option("--owner", default="", metavar="OWNER", help="With --live: of whose attachments, as cni:podwire or oci.")
-@click.option("--grace", "grace_s", type=float, default=60.0, show_default=True, metavar="S", help="Spare the younger.")
 @click.option(
-    "--every", "every_s", type=float, default=0.0, metavar="S", help="Again every S seconds, until interrupted."
+    "--grace",
+    "grace_s",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="S",
+    help="Spare the younger.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be released, and release nothing.")
+@click.option(
+    "--every",
+    "every_s",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="S",
+    help="Again every S seconds, until interrupted.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be released once it is old enough, and release nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: {released, namespaces, failures}, a line a round.")
 @click.option(
     "--socket", "socket_path", default=DEFAULT_SOCKET, show_default=True, envvar="PODWIRE_SOCKET", show_envvar=True,
@@ -52,7 +65,8 @@ def sync(
 
     A runtime that is killed in the middle may never ask for the removal of what it had begun. Asked here are containerd
     (by its own API: Pods of Kubernetes and containers of ctr) and podman; each judges only what was attached for it.
-    Nothing is released when a runtime cannot be asked. Namespaces that containerd or podman left behind empty are removed.
+    Nothing is released when a runtime cannot be asked, nor while a process lives in its namespace. Name every containerd
+    of this node: what any of them knows stays. Namespaces that containerd or podman left behind empty are removed.
     `podwire router run --reconcile containerd:SOCKET` does the same all the time.
 
     \b
@@ -79,18 +93,22 @@ def sync(
         raise click.UsageError("--owner goes with --live.")
     if live_file is not None and dry_run:
         raise click.UsageError("--dry-run goes with a runtime that can be asked.")
+    if live_file == "-" and every_s:
+        raise click.UsageError("--every goes with a FILE: standard input can be read once.")
     failed = False
     try:
         with Client(socket_path) as client:
             while True:
-                if live_file is not None:
-                    found = {
-                        "released": _from_list(client, live_file, owner, grace_s),
-                        "namespaces": [],
-                        "failures": [],
-                    }
-                else:
-                    found = _from_runtimes(client, sources, grace_s, dry_run)
+                try:
+                    if live_file is not None:
+                        released = _from_list(client, live_file, owner, grace_s)
+                        found = {"released": released, "namespaces": [], "failures": []}
+                    else:
+                        found = _from_runtimes(client, sources, grace_s, dry_run)
+                except ClientError as error:
+                    if not every_s:
+                        raise
+                    found = {"released": [], "namespaces": [], "failures": [error.message]}  # it may come back
                 _show(found, as_json, dry_run)
                 failed = bool(found["failures"])
                 if not every_s:
@@ -138,7 +156,7 @@ def _show(found: dict[str, Any], as_json: bool, dry_run: bool) -> None:
     for key in found["released"]:
         click.echo(f"{key}: {'would be released' if dry_run else 'released'}")
     for path in found["namespaces"]:
-        click.echo(f"{path}: removed")
+        click.echo(f"{path}: {'would be removed' if dry_run else 'removed'}")
     for failure in found["failures"]:
         click.echo(f"podwire: {failure}", err=True)
     if not any(found.values()):

@@ -11,6 +11,7 @@ from shim.runtimes.source import Source
 from shim.runtimes.sync import sync
 
 _log = logging.getLogger("router.reconcile")
+_PATIENCE_S = 1.0
 
 
 class Reconciler:
@@ -30,9 +31,9 @@ class Reconciler:
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the round at hand."""
+        """End after the round at hand, or leave that to itself: a runtime may be slow to answer, and a router has to go."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(_PATIENCE_S)
 
     def _run(self) -> None:
         with Client(self._socket_path) as client:
@@ -41,6 +42,8 @@ class Reconciler:
                     found = sync(client, self._sources, self._grace_s)
                 except (ClientError, OSError) as error:
                     _log.warning("runtimes: %s", error)
+                except Exception:  # noqa: BLE001 - a bug: the log is to tell of it, and the next round may do better
+                    _log.exception("runtimes: this round failed")
                 else:
                     for path in found.namespaces:
                         _log.info("removed %s, which its runtime had left", path)

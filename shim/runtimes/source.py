@@ -27,3 +27,6 @@ class Source(Protocol):
 
     def is_leaked(self, netns_path: Path) -> bool:
         """Tell whether a namespace is one that it leaves behind when it dies in the middle, and never comes back for."""
+
+    def forgotten(self, names: Collection[str]) -> list[str]:
+        """Return those of its namespaces, by name, that belong to nothing it knows. SourceError when it cannot be asked."""

@@ -1,0 +1,1 @@
+"""Real container runtimes, from Debian's packages, on a network of the router's: `make conformance`."""
