@@ -11,10 +11,9 @@ extras=$(printf '%s\n' "$@" | sort -u | paste -sd, -)
 
 # What to run, and the Debian package that brings it.
 commands=(ip:iproute2 nft:nftables iperf3:iperf3 ping:iputils-ping traceroute:traceroute pgrep:procps)
-# Real runtimes and plugins, for the tests; commands without a place on PATH are named by theirs.
+# For the tests; commands without a place on PATH are named by theirs. Runtimes are conformance-setup.sh's.
 [[ ",$extras," == *,dev,* ]] && commands+=(
-    tshark:tshark containerd:containerd runc:runc podman:podman conmon:conmon busybox:busybox-static
-    iptables:iptables /usr/lib/cni/portmap:containernetworking-plugins
+    tshark:tshark iptables:iptables /usr/lib/cni/portmap:containernetworking-plugins
 )
 
 say() { printf '[setup] %s\n' "$*"; }

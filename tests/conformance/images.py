@@ -8,7 +8,9 @@ import json
 import platform
 import shutil
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.conformance.parts import MissingPart
 
@@ -19,44 +21,63 @@ SERVE = ["/bin/httpd", "-f", "-p", "8080", "-h", "/www"]
 """Answers /cgi-bin/who with the address it sees the client at, over both IP versions."""
 
 
+_APPLETS = ("sh", "ping", "nc", "ip", "httpd", "wget", "cat", "sleep")
+
+
 def build(path: Path) -> Path:
     """Write the image to a file and return that."""
-    busybox = shutil.which("busybox")
-    if busybox is None:
-        raise MissingPart("no busybox here; run scripts/conformance-setup.sh")
-    layer = _layer(Path(busybox).read_bytes())
-    diff_id = hashlib.sha256(layer).hexdigest()
-    config = json.dumps(
-        {
-            "architecture": _architecture(),
-            "os": "linux",
-            "config": {"Entrypoint": SLEEP, "Env": ["PATH=/bin"]},
-            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{diff_id}"]},
-            "history": [{"created_by": "tests/conformance/images.py"}],
-        }
-    ).encode()
-    config_name = f"{hashlib.sha256(config).hexdigest()}.json"
-    manifest = json.dumps([{"Config": config_name, "RepoTags": [NAME], "Layers": ["layer.tar"]}]).encode()
-    with tarfile.open(path, "w") as tar:
-        for name, content in ((config_name, config), ("layer.tar", layer), ("manifest.json", manifest)):
-            _add(tar, name, content)
+    files = {
+        "bin/busybox": busybox(),
+        "etc/passwd": b"root:x:0:0:root:/:/bin/sh\n",
+        "www/cgi-bin/who": b'#!/bin/sh\necho\necho "$REMOTE_ADDR"\n',
+    }
+    path.write_bytes(image_tar(NAME, files, _APPLETS, {"Entrypoint": SLEEP}))
     return path
 
 
-def _layer(busybox: bytes) -> bytes:
+def busybox() -> bytes:
+    """Return the static busybox. MissingPart when there is none."""
+    found = shutil.which("busybox")
+    if found is None:
+        raise MissingPart("no busybox here; run scripts/conformance-setup.sh")
+    return Path(found).read_bytes()
+
+
+def image_tar(name: str, files: dict[str, bytes], applets: Sequence[str] = (), config: Any = None) -> bytes:
+    """Return an image of one layer: executable files, and links to busybox for the applets."""
+    layer = _layer(files, applets)
+    description = json.dumps(
+        {
+            "architecture": _architecture(),
+            "os": "linux",
+            "config": {"Env": ["PATH=/bin"], **(config or {"Cmd": ["/bin/sleep", "1000000"]})},
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
+            "history": [{"created_by": "tests/conformance/images.py"}],
+        }
+    ).encode()
+    description_name = f"{hashlib.sha256(description).hexdigest()}.json"
+    manifest = json.dumps([{"Config": description_name, "RepoTags": [name], "Layers": ["layer.tar"]}]).encode()
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for entry, content in ((description_name, description), ("layer.tar", layer), ("manifest.json", manifest)):
+            _add(tar, entry, content)
+    return out.getvalue()
+
+
+def _layer(files: dict[str, bytes], applets: Sequence[str]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for directory in ("bin", "etc", "proc", "sys", "dev", "tmp", "www", "www/cgi-bin"):
+        parents = {str(parent) for path in files for parent in Path(path).parents} - {"."}
+        for directory in sorted({"bin", "etc", "proc", "sys", "dev", "tmp", *parents}):
             entry = tarfile.TarInfo(directory)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o755
             tar.addfile(entry)
-        _add(tar, "bin/busybox", busybox, 0o755)
-        for name in ("sh", "ping", "nc", "ip", "httpd", "wget", "cat", "sleep"):
-            link = tarfile.TarInfo(f"bin/{name}")
+        for path, content in files.items():
+            _add(tar, path, content, 0o755)
+        for applet in applets:
+            link = tarfile.TarInfo(f"bin/{applet}")
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
             tar.addfile(link)
-        _add(tar, "etc/passwd", b"root:x:0:0:root:/:/bin/sh\n")
-        _add(tar, "www/cgi-bin/who", b'#!/bin/sh\necho\necho "$REMOTE_ADDR"\n', 0o755)
     return buffer.getvalue()
 
 

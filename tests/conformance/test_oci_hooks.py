@@ -19,12 +19,13 @@ from shim import launchers
 from shim.lab import Lab
 from shim.lab.node import LabNode
 from tests.accounts import assert_balanced, eventually
-from tests.containerd_rig import IMAGE, _unmount_below, image_tar
+from tests.conformance.containerd_rig import IMAGE, unmount_below
+from tests.conformance.images import busybox, image_tar
 from tests.crowd import namespaces, path
 
 pytestmark = pytest.mark.netns
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 _CONF = """\
 [containers]
@@ -94,14 +95,12 @@ def podman(make_lab: Callable[..., Lab], tmp_path_factory: pytest.TempPathFactor
     (root / "containers.conf").write_text(_CONF.format(root=root))
     made = Podman(lab.nodes[0], root, hook, lab.plan.pod_netns("oci"))
     image = root / "image.tar"
-    image.write_bytes(
-        image_tar(IMAGE, {"bin/busybox": Path("/bin/busybox").read_bytes()}, ("sleep", "ip", "ping", "sh"))
-    )
+    image.write_bytes(image_tar(IMAGE, {"bin/busybox": busybox()}, ("sleep", "ip", "ping", "sh")))
     done = made("load", "-i", str(image))
     assert done.returncode == 0, done.stderr
     yield made
     made("rm", "-af", "-t", "0")
-    _unmount_below(root)
+    unmount_below(root)
     shutil.rmtree(root, ignore_errors=True)
     assert_balanced(lab)
 

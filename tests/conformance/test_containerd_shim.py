@@ -18,7 +18,7 @@ from shim.lab import Lab, netns
 from shim.lean.bundle import Bundle
 from shim.lean.portspec import parse
 from tests.accounts import assert_balanced, eventually
-from tests.containerd_rig import IMAGE, Containerd, containerd
+from tests.conformance.containerd_rig import IMAGE, Containerd, containerd
 from tests.crowd import namespaces as bare
 from tests.crowd import path
 from tests.test_ports import ask

@@ -17,13 +17,13 @@ from shim.lab import Lab, netns
 from shim.lab.node import LabNode
 from shim.runtimes.known import open_source
 from tests.accounts import assert_balanced, eventually
-from tests.containerd_rig import IMAGE, Containerd, containerd
+from tests.conformance.containerd_rig import IMAGE, Containerd, containerd
+from tests.conformance.test_containerd_shim import SLEEP
 from tests.crowd import namespaces, path
-from tests.test_containerd_shim import SLEEP
 
 pytestmark = pytest.mark.netns
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SyncAmong = Callable[..., tuple[dict[str, list[str]], set[str]]]
 
 

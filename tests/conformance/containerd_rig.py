@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import shutil
 import signal
 import subprocess
-import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ from shim import launchers
 from shim.lab import netns
 from shim.lab.node import LabNode
 from tests.accounts import eventually
+from tests.conformance.images import busybox, image_tar
 
 IMAGE = "podwire.test/busybox:1"
 _CONFIG = """\
@@ -93,7 +90,7 @@ def containerd(node: LabNode, root: Path) -> Iterator[Containerd]:
     launchers.write(binaries, ["containerd-shim-podwire-v2"])
     (root / "config.toml").write_text(_CONFIG.format(root=root))
     image = root / "image.tar"
-    image.write_bytes(image_tar(IMAGE, {"bin/busybox": Path("/bin/busybox").read_bytes()}, _APPLETS))
+    image.write_bytes(image_tar(IMAGE, {"bin/busybox": busybox()}, _APPLETS))
     environ = os.environ | {
         "PATH": f"{binaries}:{os.environ['PATH']}:/usr/sbin:/sbin",
         "PODWIRE_SOCKET": str(node.socket),
@@ -121,49 +118,15 @@ def containerd(node: LabNode, root: Path) -> Iterator[Containerd]:
         process.wait(30)
         for pid in made.shims():
             os.kill(pid, signal.SIGKILL)
-        _unmount_below(root)
+        unmount_below(root)
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _unmount_below(root: Path) -> None:
+def unmount_below(root: Path) -> None:
+    """Unmount what a runtime left mounted in its directory."""
     mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     for path in sorted((path for path in mounted if path.startswith(f"{root}/")), reverse=True):
         subprocess.run(["umount", "-l", path], check=False, capture_output=True)
 
 
 _APPLETS = ("sh", "sleep", "ip", "ping", "nc", "cat", "hostname", "wget", "httpd", "true", "false")
-
-
-def image_tar(name: str, files: dict[str, bytes], applets: Sequence[str] = ()) -> bytes:
-    """Return an image in the format of `docker save`: one layer of static files, links to busybox for the applets."""
-    layer = io.BytesIO()
-    with tarfile.open(fileobj=layer, mode="w") as tar:
-        for folder in ("bin", "dev", "etc", "proc", "sys", "tmp"):
-            entry = tarfile.TarInfo(folder)
-            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
-            tar.addfile(entry)
-        for path, content in files.items():
-            entry = tarfile.TarInfo(path)
-            entry.size, entry.mode = len(content), 0o755
-            tar.addfile(entry, io.BytesIO(content))
-        for applet in applets:
-            entry = tarfile.TarInfo(f"bin/{applet}")
-            entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
-            tar.addfile(entry)
-    content = layer.getvalue()
-    config = json.dumps(
-        {
-            "architecture": "amd64",
-            "os": "linux",
-            "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/sleep", "1000000"]},
-            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{sha256(content).hexdigest()}"]},
-        }
-    ).encode()
-    manifest = json.dumps([{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]).encode()
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for path, bytes_ in (("config.json", config), ("layer.tar", content), ("manifest.json", manifest)):
-            entry = tarfile.TarInfo(path)
-            entry.size = len(bytes_)
-            tar.addfile(entry, io.BytesIO(bytes_))
-    return out.getvalue()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests import containerd_rig, private_node
+from tests.conformance import images, private_node
 
-DOCUMENT = (Path(__file__).resolve().parent.parent / "docs/runtimes.md").read_text()
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs/runtimes.md").read_text()
 IMAGE = "registry.example/busybox:latest"
 
 
@@ -24,11 +23,8 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
     """What it said when all of it was run, with the lines for containerd's configuration pasted."""
-    for program in ("containerd", "podman", "runc"):
-        if shutil.which(program) is None:
-            pytest.skip(f"no {program} here: scripts/setup.sh installs it")
-    files = {"bin/busybox": Path("/bin/busybox").read_bytes()}
-    image = containerd_rig.image_tar(IMAGE, files, ("sh", "sleep", "ip", "httpd"))
+    files = {"bin/busybox": images.busybox()}
+    image = images.image_tar(IMAGE, files, ("sh", "sleep", "ip", "httpd"))
     (lines,) = blocks("toml")
     paste = f"podwire install --json\ncat >>/etc/containerd/config.toml <<'EOF'\n{lines}EOF\n"
     script = "".join(
