@@ -21,7 +21,7 @@ test: need-root ## run every test (root, under six minutes); ARGS="-k icmp -x" f
 	@scripts/setup.sh dev bench
 	@python -m pytest -q $(ARGS)
 
-conformance: need-root ## run real containerd, podman and libcni on it, from Debian's packages (root, three minutes); ARGS=--quick for the shorter churn
+conformance: need-root ## run real containerd, podman and libcni on it, from Debian's packages (root, five minutes); ARGS=--quick for the shorter churn
 	@scripts/setup.sh dev
 	@scripts/conformance-setup.sh
 	@python -m pytest -q tests/conformance $(ARGS)

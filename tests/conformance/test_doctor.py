@@ -28,7 +28,7 @@ from shim.lab import Lab, netns
 from tests.conftest import LabMaker
 from tests.control_daemon import MemoryDaemon
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CONFLIST = "/etc/cni/net.d/10-podwire.conflist"
 
 
