@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ from router.control.server import Server, serve
 from router.errors import Kind, Refusal
 from router.model import AttachmentKey
 from router.rpc.v1 import attachment_pb2, router_pb2, status_pb2
-from shim.lean import codec, hpack
+from shim.lean import codec, document, hpack
 from shim.lean.call import call
 from shim.lean.errors import RouterError
 from shim.lean.http2 import Exchange
@@ -122,6 +124,51 @@ def test_any_header_block_is_read_or_refused(block: bytes) -> None:
         hpack.decode(block)
     except ValueError:
         return
+
+
+# JSON
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(_json, st.sampled_from(["", " ", "\n\t\r "]), st.sampled_from([None, 1]), st.booleans())
+def test_json_is_read_as_the_library_reads_it(value: object, blanks: str, indent: int | None, ascii_only: bool) -> None:
+    text = blanks + json.dumps(value, indent=indent, ensure_ascii=ascii_only) + blanks
+    try:
+        content = text.encode()
+    except UnicodeEncodeError:
+        return
+    assert document.read(content) == value
+
+
+@given(st.text('{}[]",:0123456789.-+eE tfnrulas\\u\n\x00', max_size=30) | st.text(max_size=20))
+def test_what_is_no_json_is_refused_as_the_library_refuses_it(text: str) -> None:
+    try:
+        wanted = json.loads(text)
+    except ValueError:
+        with pytest.raises(ValueError, match=r".+"):
+            document.read(text.encode(errors="surrogatepass"))
+        return
+    if "NaN" not in text and "Infinity" not in text:
+        assert document.read(text.encode()) == wanted
+
+
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", '{"a": -Infinity}', "", "  ", "1 2", "\ufeff1", "[1,]", '"\n"'])
+def test_json_that_is_none(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        document.read(text.encode())
+
+
+def test_json_without_the_scanner_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another interpreter, or a later one whose scanner asks for more."""
+    monkeypatch.setitem(sys.modules, "_json", None)
+    assert document.read(b' {"a": [1, 2.5]} ') == {"a": [1, 2.5]}
+    with pytest.raises(ValueError, match="NaN is no number"):
+        document.read(b"[NaN]")
 
 
 # Calls

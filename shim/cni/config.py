@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shim.cni.errors import CONFIG, DECODE, FIELD, VERSION, CniError
+from shim.lean.document import read
 from shim.lean.router import DEFAULT_SOCKET, WAIT_S
 
 TYPE_CHECKING = False  # as mypy and ruff know it; `typing` itself costs 10 ms to import
@@ -26,12 +27,10 @@ class Config:
 
     def __init__(self, content: bytes) -> None:
         """Read what came on standard input. CniError(DECODE) when it is no JSON object."""
-        import json
-
         if len(content) > _MOST_BYTES:
             raise CniError(DECODE, f"the network configuration has more than {_MOST_BYTES} bytes")
         try:
-            found = json.loads(content)
+            found = read(content)
         except (ValueError, RecursionError) as error:
             raise CniError(DECODE, f"the network configuration on standard input is no JSON: {error}") from None
         if not isinstance(found, dict):

@@ -21,12 +21,13 @@ from shim.client import ClientError
 from shim.lab import Lab, netns
 from shim.lab.node import LabNode
 from tests.accounts import assert_balanced, eventually
-from tests.cni_rig import STOCK, Plugin, Said, Sandbox, chain
+from tests.conformance.cni_rig import STOCK, Plugin, Said, Sandbox, chain
 from tests.crowd import interfaces, namespaces, path
 
 pytestmark = pytest.mark.netns
 
 VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
+HEAVY = frozenset("grpc google typing enum re dataclasses json json.decoder socket subprocess click pathlib".split())
 
 
 @pytest.fixture(scope="module")
@@ -561,21 +562,20 @@ def test_what_it_imports_is_little(executable: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [launchers.interpreter(), "-IS", "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
-    heavy = {
-        "grpc",
-        "google",
-        "typing",
-        "enum",
-        "re",
-        "dataclasses",
-        "json",
-        "socket",
-        "subprocess",
-        "click",
-        "pathlib",
-    }
-    assert heavy & set(done.stdout.split()) == set()
-    assert sys.version_info >= (3, 11)
+    assert set(done.stdout.split()) & HEAVY == set()
+    assert "shim.lean.call" in done.stdout.split()
+
+
+def test_what_a_delete_imports_is_little(plugin: Plugin, sandboxes: list[Sandbox]) -> None:
+    """Nor may a whole DEL import it on its way, its configuration read and the router asked."""
+    config = json.dumps(plugin.config).encode()
+    command = [launchers.interpreter(), "-X", "importtime", "-IS", str(plugin.executable)]
+    environ = {"CNI_COMMAND": "DEL", **sandboxes[0].environment}
+    done = netns.run(plugin.node.netns_path, command, input=config, env=environ, text=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b"")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.decode().splitlines()}
+    assert {"shim.lean.call", "_socket"} <= imported
+    assert imported & HEAVY == set()
 
 
 # Chains with the stock plugins
