@@ -10,11 +10,12 @@ from __future__ import annotations
 import compileall
 import os
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.util import cache_from_source
 from pathlib import Path
 from types import MappingProxyType
+
+from shim import wholefile
 
 ENTRY_POINTS: Mapping[str, str] = MappingProxyType(
     {
@@ -53,7 +54,9 @@ def write(directory: Path, names: Sequence[str] = tuple(ENTRY_POINTS), python: s
     """Write executables into a directory, each whole or not at all; return their paths. Raise OSError, LauncherError."""
     texts = {name: text(name, python) for name in names}
     directory.mkdir(parents=True, exist_ok=True)
-    made = [_write(directory / name, content) for name, content in texts.items()]
+    made = [directory / name for name in texts]
+    for path, content in zip(made, texts.values(), strict=True):
+        wholefile.write(path, content.encode(), _MODE)
     precompile()
     return made
 
@@ -106,16 +109,3 @@ def _check(python: str) -> None:
         raise LauncherError(f"the interpreter {python} is not executable")
     if is_script:  # of a version manager: it costs up to 90 ms at each start
         raise LauncherError(f"{python} is a script that starts an interpreter: name the interpreter itself")
-
-
-def _write(path: Path, content: str) -> Path:
-    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), _MODE)
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
-    return path

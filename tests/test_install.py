@@ -374,10 +374,10 @@ def test_what_stands_beside_ours_stays(tree: Tree) -> None:
 def test_an_installation_that_was_killed_is_undone(tree: Tree) -> None:
     before = {path for path, (_, content) in tree.picture().items() if content != b"/"}
     code = (
-        "import os, sys\nfrom shim.install import transaction\nfrom router.__main__ import main\n"
-        "write, left = transaction._write, [4]\n"
+        "import os, sys\nfrom shim import wholefile\nfrom router.__main__ import main\n"
+        "write, left = wholefile.write, [4]\n"
         "def dying(*arguments):\n    left[0] -= 1\n    if not left[0]: os._exit(9)\n    write(*arguments)\n"
-        "transaction._write = dying\nmain(sys.argv[1:])\n"
+        "wholefile.write = dying\nmain(sys.argv[1:])\n"
     )
     command = [sys.executable, "-c", code, *tree.command("--yes")[3:]]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False).returncode == 9

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from shim import wholefile
 from shim.install import manifest
 from shim.install.changes import Change, Kind, Present, look
 from shim.install.manifest import Entry, Manifest
@@ -49,7 +48,7 @@ class Transaction:
         """Put a file in place, whole."""
         self._make_directory(path.parent, directory_mode)
         self._remember(path)
-        _write(path, content, mode)
+        wholefile.write(path, content, mode)
 
     def remove(self, path: Path) -> None:
         """Take a file away."""
@@ -77,7 +76,7 @@ class Transaction:
     def _remember(self, path: Path) -> None:
         before = look(path)
         if isinstance(before, Present):
-            self._undo.append(lambda: _write(path, before.content, before.mode))
+            self._undo.append(lambda: wholefile.write(path, before.content, before.mode))
         else:
             self._undo.append(lambda: path.unlink(missing_ok=True))
 
@@ -131,18 +130,6 @@ def _entry(change: Change, known: Entry | None) -> Entry:
 
 def _keep(root: Root, transaction: Transaction, found: Manifest) -> None:
     transaction.write(root.at(manifest.PATH), found.text().encode(), _MANIFEST_MODE, _STATE_MODE)
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), mode)
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
 
 
 def _gone(step: Callable[[], object]) -> None:

@@ -5,10 +5,6 @@ from __future__ import annotations
 import os
 import time
 
-TYPE_CHECKING = False  # as mypy and ruff know it; `typing` itself costs 10 ms to import
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 def directory_beside(socket_path: str) -> str:
     """Return where a router at that socket looks for tombstones."""
@@ -26,12 +22,8 @@ def leave(socket_path: str, sandbox_id: str, if_name: str) -> None:
     draft = os.path.join(directory, f"{name}.draft")  # noqa: PTH118
     content = dumps({"sandbox_id": sandbox_id, "if_name": if_name, "detached_ns": detached_ns}).encode()
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    _then(lambda: os.write(fd, content), lambda: os.close(fd))
-    os.rename(draft, os.path.join(directory, f"{name}.json"))  # noqa: PTH104, PTH118
-
-
-def _then(work: Callable[[], object], last: Callable[[], object]) -> None:
     try:
-        work()
+        os.write(fd, content)
     finally:
-        last()
+        os.close(fd)
+    os.rename(draft, os.path.join(directory, f"{name}.json"))  # noqa: PTH104, PTH118
