@@ -185,6 +185,8 @@ class DropReason(StrEnum):
     """It came to a Pod faster than its limit lets it."""
     UNDERLAY_ERROR = "underlay_error"
     """The underlay refused the datagram (no route to the peer's endpoint, interface down)."""
+    ENGINE_FAILED = "engine_failed"
+    """A thread of the engine met a bug while it had the packet in hand; it has begun afresh."""
 
 
 @unique

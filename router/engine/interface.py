@@ -67,6 +67,10 @@ class EngineSettings:
     offloads: Offloads = field(default_factory=Offloads)
     threads: int = 2
     """1: one thread carries both directions. 2: one each; faster only where there are cores for both."""
+    spin_us: int = 0
+    """How long a thread looks for more before it sleeps; an engine that cannot may ignore it."""
+    spin_percent: int = 50
+    """Most of a core that looking may take."""
     icmp_errors_per_s: int = 100
     """Most ICMP errors a second to one source (RFC 4443 section 2.4 f), and as many at once."""
 
@@ -85,6 +89,8 @@ class EngineCounters:
     """ICMP errors not sent because of the rate limit."""
     socket_drops: int = 0
     """Drops by the kernel at the underlay socket (SK_MEMINFO_DROPS); it counts a train of datagrams as one."""
+    restarts: int = 0
+    """How often a thread met a bug and began afresh; what it had in hand is counted as ENGINE_FAILED."""
 
 
 class Engine(Protocol):

@@ -1,0 +1,62 @@
+"""What src/python.rs gives Python."""
+
+from collections.abc import Sequence
+from typing import Any
+
+Counts = tuple[int, int, int, int, int, int, int, int, list[int]]
+"""Received packets, bytes, frames; delivered, tunnelled; sent packets, bytes; ICMP errors; drops by reason."""
+
+DROP_REASONS: list[str]
+
+class Core:
+    def __init__(
+        self,
+        socket: int,
+        *,
+        threads: int,
+        vni: int,
+        mtu_bytes: int,
+        icmp_errors_per_s: int,
+        max_segments: int,
+        tun_checksum: bool,
+        tun_tso: bool,
+        tun_uso: bool,
+        udp_segment: bool,
+        spin_ns: int = 0,
+        spin_percent: int = 100,
+    ) -> None: ...
+    def replace_routes(
+        self,
+        prefixes: Sequence[tuple[bytes, int, int]],
+        leads: Sequence[tuple[int, int]],
+        peers: Sequence[tuple[int, int, bytes, int, bool]],
+        egress: bool,
+        node_addresses: Sequence[bytes],
+    ) -> None: ...
+    def attach(
+        self,
+        slot: int,
+        fd: int,
+        addresses: Sequence[bytes],
+        is_node: bool,
+        mtu_bytes: int,
+        ingress: tuple[int, int] | None,
+        egress: tuple[int, int] | None,
+    ) -> int: ...
+    def detach(self, slot: int) -> Counts: ...
+    def decide(self, packet: bytes, kind: int, slot: int) -> tuple[str, int]: ...
+    def emit(self, thread: int, packet: bytes, kind: int, slot: int, serial: int) -> bool: ...
+    def lower_mtu(self, slot: int, serial: int, mtu_bytes: int) -> None: ...
+    def mtu_of(self, slot: int, serial: int) -> int | None: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def forward(self, budget: int) -> int: ...
+    def counters(self) -> tuple[list[Counts], list[Counts], Counts, Counts, int, int, int]: ...
+    def exceptions(self, timeout_s: float) -> list[tuple[Any, ...]]: ...
+    def nudge(self) -> None: ...
+    def sabotage(self) -> None: ...
+
+class Lookup:
+    def __init__(self, prefixes: Sequence[tuple[bytes, int, int]]) -> None: ...
+    def index(self, packed: bytes) -> int: ...
+    def time(self, packed: bytes, each: int, times: int) -> float: ...

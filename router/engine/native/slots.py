@@ -1,0 +1,63 @@
+"""Slots: small numbers by which the threads call attachments and peers, given again when free."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Slots(Generic[T]):
+    """Who has which slot, with a serial that tells two holders of one slot apart. Not for two threads at once to change."""
+
+    def __init__(self) -> None:
+        self._slots: dict[T, tuple[int, int]] = {}
+        self._holders: dict[int, T] = {}
+        self._free: list[int] = []
+
+    def add(self, holder: T, serial: int) -> int:
+        """Give a slot, the lowest that is free."""
+        slot = heapq.heappop(self._free) if self._free else len(self._holders)
+        self._slots[holder] = slot, serial
+        self._holders[slot] = holder
+        return slot
+
+    def mark(self, holder: T, serial: int) -> None:
+        """Set the serial, once it is known."""
+        self._slots[holder] = self.slot(holder), serial
+
+    def remove(self, holder: T) -> None:
+        """Free the slot."""
+        slot, _ = self._slots.pop(holder)
+        del self._holders[slot]
+        heapq.heappush(self._free, slot)
+
+    def slot(self, holder: T) -> int:
+        """Return the slot; KeyError if there is none."""
+        return self._slots[holder][0]
+
+    def serial(self, holder: T) -> int:
+        """Return the serial; KeyError if there is none."""
+        return self._slots[holder][1]
+
+    def at(self, slot: int) -> T:
+        """Return who has the slot; KeyError if nobody."""
+        return self._holders[slot]
+
+    def known(self, slot: int, serial: int) -> T | None:
+        """Return who has the slot under that serial, or None."""
+        holder = self._holders.get(slot)
+        if holder is None or self._slots.get(holder, (slot, 0))[1] != serial:
+            return None
+        return holder
+
+    def __contains__(self, holder: T) -> bool:
+        return holder in self._slots
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(tuple(self._slots))
+
+    def __len__(self) -> int:
+        return len(self._slots)

@@ -1,0 +1,89 @@
+//! The way to the slow path: what the data path meets that is no plain forward, for Python to handle
+//! (router/engine/native/slow_path.py). Bounded: a flood of exceptions is counted, not kept.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use crate::model::{DropReason, Origin, Slot};
+
+/// Refused packets that may wait; each is at most 64 KiB.
+const MOST_REFUSED: usize = 256;
+/// Everything else: an event an attachment or peer, at most a few at once.
+const MOST: usize = 4096;
+
+/// An attachment or peer, told apart from another that had its slot before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Party {
+    pub slot: Slot,
+    pub serial: u64,
+}
+
+#[derive(Debug)]
+pub enum Exception {
+    /// A packet was dropped, and its sender may be told by ICMP.
+    Refused {
+        thread: usize,
+        source: Origin,
+        serial: u64,
+        reason: DropReason,
+        packet: Vec<u8>,
+        /// What to tell as the next link's MTU; 0 for the overlay's.
+        mtu_bytes: usize,
+        /// The peer whose MTU to tell instead: it has just become smaller than `mtu_bytes`.
+        path: Option<Party>,
+    },
+    /// The kernel knows a smaller path MTU to this peer than we do.
+    PathTooSmall { peer: Party },
+    AttachmentLost { port: Party, errno: i32 },
+    OffloadFailed { feature: &'static str, peer: Option<Party>, errno: i32 },
+    /// A thread met a bug; it has begun afresh.
+    Failed { thread: usize, why: String },
+}
+
+#[derive(Default)]
+struct Queue {
+    exceptions: VecDeque<Exception>,
+    nudged: bool,
+}
+
+#[derive(Default)]
+pub struct SlowPath {
+    queue: Mutex<Queue>,
+    arrived: Condvar,
+}
+
+impl SlowPath {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Hand an exception over; false when there is no room.
+    pub fn push(&self, exception: Exception) -> bool {
+        let mut queue = self.queue();
+        let most = if matches!(exception, Exception::Refused { .. }) { MOST_REFUSED } else { MOST };
+        if queue.exceptions.len() >= most {
+            return false;
+        }
+        queue.exceptions.push_back(exception);
+        self.arrived.notify_one();
+        true
+    }
+
+    /// Take everything that waits; wait for the first, or a nudge, at most so long.
+    pub fn take(&self, timeout: Duration) -> Vec<Exception> {
+        let queue = self.queue();
+        let (mut queue, _) = self
+            .arrived
+            .wait_timeout_while(queue, timeout, |queue| queue.exceptions.is_empty() && !queue.nudged)
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        queue.nudged = false;
+        queue.exceptions.drain(..).collect()
+    }
+
+    /// Let a `take`, or the next one, return though nothing came.
+    pub fn nudge(&self) {
+        self.queue().nudged = true;
+        self.arrived.notify_all();
+    }
+}

@@ -1,0 +1,327 @@
+//! What one thread knows and counts: its view of the node, an account for each attachment and peer, its buffers.
+//!
+//!     egress.rs   TUN fds → table → TUN fd | socket        sender.rs       trains to the socket
+//!     ingress.rs  socket  → table → TUN fd                 exceptions.rs   the way to the slow path
+
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use crate::bucket::Bucket;
+use crate::decide::Place;
+use crate::egress::EgressSpace;
+use crate::exceptions::{Exception, Party, SlowPath};
+use crate::ingress::IngressSpace;
+use crate::kernel::{EINVAL, Kernel};
+use crate::model::{DropReason, Limit, Origin, Slot, Tally, Way};
+use crate::view::Port;
+use crate::wire::fragment::fragment;
+use crate::wire::geneve;
+use crate::wire::packet::{Addresses, VNET_BYTES, finish_checksum, parse_ip};
+
+/// Most reads from one attachment or from the socket before others get their turn.
+pub const BATCH_PACKETS: usize = 64;
+/// Most bytes read from one of them before others get their turn.
+pub const BATCH_BYTES: usize = 512 * 1024;
+/// A shaper holds that much of its rate at least: woken by a clock of whole milliseconds, it would lose what comes between.
+const LEAST_SHAPED_S: f64 = 0.005;
+
+/// What an engine is told once.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub vni: u32,
+    pub mtu_bytes: usize,
+    pub icmp_errors_per_s: u32,
+    pub max_segments: usize,
+    pub tun_checksum: bool,
+    pub tun_tso: bool,
+    pub tun_uso: bool,
+    pub udp_segment: bool,
+}
+
+/// How often something may happen: tokens, and when they were counted.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    tokens: f64,
+    counted_ns: u64,
+}
+
+/// What one thread keeps of a source and sink of packets.
+#[derive(Clone, Debug)]
+pub struct Account {
+    pub serial: u64,
+    pub tally: Tally,
+    /// The flow seen last and where it leads, under one state of the place.
+    memo: Option<(u64, Addresses, Way)>,
+    errors: Rate,
+}
+
+impl Account {
+    fn new(serial: u64, icmp_errors_per_s: u32) -> Self {
+        let errors = Rate { tokens: f64::from(icmp_errors_per_s), counted_ns: 0 };
+        Account { serial, tally: Tally::default(), memo: None, errors }
+    }
+
+    /// Take a token for an ICMP error (RFC 4443 section 2.4 f), or return false when there is none.
+    fn may_tell(&mut self, per_s: u32, now_ns: u64) -> bool {
+        let passed_s = now_ns.saturating_sub(self.errors.counted_ns) as f64 / 1e9;
+        let tokens = (self.errors.tokens + passed_s * f64::from(per_s)).min(f64::from(per_s));
+        let allowed = tokens >= 1.0;
+        self.errors = Rate { tokens: tokens - f64::from(u8::from(allowed)), counted_ns: now_ns };
+        allowed
+    }
+}
+
+/// An attachment that is in debt, and when it may be read again.
+#[derive(Clone, Copy, Debug)]
+pub struct Pause {
+    pub slot: Slot,
+    pub due_ns: u64,
+}
+
+pub struct Forwarder<K> {
+    pub thread: usize,
+    pub settings: Arc<Settings>,
+    pub kernel: K,
+    pub place: Place,
+    /// Counts the changes of `place`.
+    epoch: u64,
+    pub slow_path: Arc<SlowPath>,
+    pub ports: Vec<Option<Account>>,
+    pub peers: Vec<Option<Account>>,
+    pub shapers: Vec<Option<Bucket>>,
+    pub strangers: Tally,
+    pub gone: Tally,
+    pub suppressed: u64,
+    pub merge_tcp: bool,
+    pub merge_udp: bool,
+    /// Super-packets a TUN refused since one was taken.
+    pub refused: u32,
+    pub egress: Option<Box<EgressSpace>>,
+    pub ingress: Option<Box<IngressSpace>>,
+    /// Set by a test: the next batch meets a bug.
+    pub sabotage: Arc<AtomicBool>,
+}
+
+impl<K: Kernel> Forwarder<K> {
+    pub fn new(thread: usize, settings: Arc<Settings>, kernel: K, slow_path: Arc<SlowPath>, sabotage: Arc<AtomicBool>) -> Self {
+        let mut forwarder = Forwarder {
+            thread,
+            kernel,
+            place: Place::default(),
+            epoch: 0,
+            slow_path,
+            ports: Vec::new(),
+            peers: Vec::new(),
+            shapers: Vec::new(),
+            strangers: Tally::default(),
+            gone: Tally::default(),
+            suppressed: 0,
+            merge_tcp: settings.tun_checksum && settings.tun_tso,
+            merge_udp: settings.tun_checksum && settings.tun_uso,
+            refused: 0,
+            egress: None,
+            ingress: None,
+            sabotage,
+            settings,
+        };
+        forwarder.renew();
+        forwarder
+    }
+
+    /// Make the buffers anew.
+    fn renew(&mut self) {
+        self.egress = Some(Box::new(EgressSpace::new(&self.settings)));
+        self.ingress = Some(Box::new(IngressSpace::new(&self.settings)));
+    }
+
+    /// Begin afresh after a bug: packets that were in the batch are counted as lost to it, everything else goes on.
+    pub fn recover(&mut self) {
+        self.epoch += 1;
+        self.renew();
+        let accounts = self.ports.iter_mut().chain(&mut self.peers).flatten();
+        accounts.map(|account| &mut account.tally).chain([&mut self.strangers]).for_each(Tally::settle_failure);
+    }
+
+    // What changes between batches
+
+    /// Take the place as it is now. Accounts of those who came are opened, of those who left closed into `gone`.
+    pub fn take_place(&mut self, place: Place, now_s: f64) {
+        let per_s = self.settings.icmp_errors_per_s;
+        let ports = place.ports.iter().map(|port| port.as_ref().map(|port| port.serial));
+        keep_accounts(&mut self.ports, ports, &mut self.gone, per_s);
+        let peers = place.peers.iter().map(|peer| peer.as_ref().map(|peer| peer.serial));
+        keep_accounts(&mut self.peers, peers, &mut self.gone, per_s);
+        self.shapers.resize_with(place.ports.len(), || None);
+        for (slot, port) in place.ports.iter().enumerate() {
+            let same = self.place.port(slot).map(|port| port.serial) == port.as_ref().map(|port| port.serial);
+            if !same {
+                self.shapers[slot] = port.as_ref().and_then(|port| port.egress).map(|limit| Bucket::new(shaped(limit), now_s));
+            }
+        }
+        self.place = place;
+        self.epoch += 1;
+    }
+
+    // Accounts
+
+    pub fn account(&mut self, origin: Origin) -> Option<&mut Account> {
+        match origin {
+            Origin::Port(slot) => self.ports.get_mut(slot)?.as_mut(),
+            Origin::Peer(slot) => self.peers.get_mut(slot)?.as_mut(),
+            Origin::Router => None,
+        }
+    }
+
+    /// The tally of a source; whoever is not there any more counts among the gone.
+    pub fn tally(&mut self, origin: Origin) -> &mut Tally {
+        let account = match origin {
+            Origin::Port(slot) => self.ports.get_mut(slot),
+            Origin::Peer(slot) => self.peers.get_mut(slot),
+            Origin::Router => None,
+        };
+        account.and_then(Option::as_mut).map_or(&mut self.gone, |account| &mut account.tally)
+    }
+
+    /// Decide by addresses; the flow seen last is remembered.
+    pub fn way(&mut self, addresses: Addresses, origin: Origin) -> Way {
+        let epoch = self.epoch;
+        if let Some((seen, known, way)) = self.account(origin).and_then(|account| account.memo)
+            && seen == epoch
+            && known == addresses
+        {
+            return way;
+        }
+        let way = self.place.way(&addresses, origin);
+        if let Some(account) = self.account(origin) {
+            account.memo = Some((epoch, addresses, way));
+        }
+        way
+    }
+
+    // Exceptions
+
+    /// Count packets as dropped, and let the sender be told about the one at hand.
+    pub fn refuse(&mut self, source: Origin, packet: &[u8], reason: DropReason, packets: u64, mtu_bytes: usize, path: Option<Party>) {
+        self.tally(source).drop(reason, packets);
+        let (per_s, now_ns) = (self.settings.icmp_errors_per_s, self.kernel.now_ns());
+        let allowed = self.account(source).is_some_and(|account| account.may_tell(per_s, now_ns));
+        let told = allowed && {
+            let serial = self.account(source).map_or(0, |account| account.serial);
+            let packet = packet.to_vec();
+            let thread = self.thread;
+            self.slow_path.push(Exception::Refused { thread, source, serial, reason, packet, mtu_bytes, path })
+        };
+        self.suppressed += u64::from(!told);
+    }
+
+    /// Send a packet of the router's own where the table leads; `about` is whose packet it tells of.
+    pub fn emit(&mut self, packet: &[u8], about: Origin, serial: u64) -> Result<(), DropReason> {
+        let header = parse_ip(packet).ok_or(DropReason::Malformed)?;
+        match self.place.way(&header.addresses, Origin::Router) {
+            Way::Drop(reason) | Way::Reject(reason) => return Err(reason),
+            way => self.send_own(packet, way)?,
+        }
+        match self.account(about) {
+            Some(account) if account.serial == serial => account.tally.icmp_errors += 1,
+            _ => self.gone.icmp_errors += 1,
+        }
+        Ok(())
+    }
+
+    /// Cut an IPv4 packet for a smaller link and send the pieces; the first failure ends it.
+    ///
+    /// `partial` is where a checksum is still to be finished, as only whole packets can be.
+    pub fn forward_in_fragments(&mut self, packet: &[u8], partial: Option<(u16, u16)>, way: Way, mtu_bytes: usize) -> Result<(), DropReason> {
+        let mut whole = packet.to_vec();
+        if let Some((start, offset)) = partial
+            && !finish_checksum(&mut whole, start, offset)
+        {
+            return Err(DropReason::Malformed);
+        }
+        let pieces = fragment(&whole, mtu_bytes);
+        if pieces.is_empty() {
+            return Err(DropReason::Malformed);
+        }
+        pieces.iter().try_for_each(|piece| self.send_own(piece, way))
+    }
+
+    fn send_own(&mut self, packet: &[u8], way: Way) -> Result<(), DropReason> {
+        match way {
+            Way::Local(slot) => {
+                let frame = [IoSlice::new(&[0; VNET_BYTES]), IoSlice::new(packet)];
+                self.write(slot, &frame, 1, packet.len())
+            }
+            Way::Tunnel(slot) => {
+                let version = packet[0] >> 4;
+                let Some(peer) = self.place.peer(slot).cloned() else { return Err(DropReason::NoRoute) };
+                let mut datagram = if peer.offload {
+                    geneve::encode(self.settings.vni, version, 0, 0, 0, 0).to_vec()
+                } else {
+                    geneve::encode_plain(self.settings.vni, version).to_vec()
+                };
+                datagram.extend_from_slice(packet);
+                self.send_one(slot, &peer, &[IoSlice::new(&datagram)])?;
+                let tally = self.tally(Origin::Peer(slot));
+                tally.sent_packets += 1;
+                tally.sent_bytes += packet.len() as u64;
+                Ok(())
+            }
+            Way::Drop(reason) | Way::Reject(reason) => Err(reason),
+        }
+    }
+
+    /// Write a frame (virtio header, IP packet) to a TUN and count it.
+    pub fn write(&mut self, slot: Slot, frame: &[IoSlice], packets: u64, packet_bytes: usize) -> Result<(), DropReason> {
+        let Some(port) = self.place.port(slot) else { return Err(DropReason::AttachmentDown) };
+        if !admitted(port, &mut self.kernel, packet_bytes) {
+            return Err(DropReason::RateLimited);
+        }
+        match self.kernel.write(port.fd, frame) {
+            Ok(()) => {
+                let tally = self.tally(Origin::Port(slot));
+                tally.sent_packets += packets;
+                tally.sent_bytes += packet_bytes as u64;
+                Ok(())
+            }
+            // Virtio header and packet do not fit together (virtio_net_hdr_to_skb).
+            Err(EINVAL) => Err(DropReason::Malformed),
+            // EIO: the device is down.
+            Err(_) => Err(DropReason::AttachmentDown),
+        }
+    }
+}
+
+fn admitted<K: Kernel>(port: &Port, kernel: &mut K, packet_bytes: usize) -> bool {
+    match &port.policer {
+        None => true,
+        Some(policer) => port.admits(policer, packet_bytes as u64, kernel.now_ns() as f64 / 1e9),
+    }
+}
+
+fn shaped(limit: Limit) -> Limit {
+    let least = (limit.bytes_per_s as f64 * LEAST_SHAPED_S) as u64;
+    Limit { burst_bytes: limit.burst_bytes.max(least), ..limit }
+}
+
+/// Make the accounts those of the serials given.
+fn keep_accounts(
+    accounts: &mut Vec<Option<Account>>,
+    serials: impl ExactSizeIterator<Item = Option<u64>>,
+    gone: &mut Tally,
+    icmp_errors_per_s: u32,
+) {
+    let wanted = serials.len();
+    accounts.resize(wanted.max(accounts.len()), None);
+    for (account, serial) in accounts.iter_mut().zip(serials) {
+        if account.as_ref().map(|account| account.serial) != serial {
+            if let Some(left) = account.take() {
+                gone.add(&left.tally);
+            }
+            *account = serial.map(|serial| Account::new(serial, icmp_errors_per_s));
+        }
+    }
+    for left in accounts.drain(wanted..).flatten() {
+        gone.add(&left.tally);
+    }
+}

@@ -1,0 +1,259 @@
+//! Into the Pods: from the underlay socket to TUN fds (router/engine/ingress.py).
+//!
+//! receive a train (UDP_GRO) → a known peer?
+//! → each datagram: Geneve header → IP header → does the peer own the inner source? → way, remembered for the flow
+//! → TCP or UDP with partial checksum: how many datagrams after it continue it? join them into one super-packet
+//! → take a hop, write the frame to the TUN
+//! → else: the slow path
+
+use std::io::IoSlice;
+
+use arrayvec::ArrayVec;
+
+use crate::decide::transit;
+use crate::exceptions::Exception;
+use crate::forwarder::{BATCH_BYTES, Forwarder, Settings};
+use crate::kernel::{Arrival, EAGAIN, Kernel};
+use crate::model::{DropReason, Origin, Slot, Way};
+use crate::wire::geneve::{self, Encapsulation};
+use crate::wire::merge::{First, Merger, Train};
+use crate::wire::packet::*;
+use crate::wire::shape::Shape;
+
+/// After so many super-packets that a TUN refused, none accepted between, none are made any more.
+const MOST_REFUSED: u32 = 16;
+/// Before the first datagram: the virtio header is written there when Geneve's is shorter than it.
+const HEADROOM: usize = 16;
+const BUFFER_BYTES: usize = 256 * 1024;
+/// Payloads smaller than that are copied side by side for the write: a piece costs the kernel more.
+const LEAST_GATHERED_BYTES: usize = 256;
+/// Most payloads of one gathered write, and a header.
+const MOST_PIECES: usize = MAX_PACKET_BYTES / LEAST_GATHERED_BYTES + 4;
+
+/// Buffers of the way in.
+pub struct IngressSpace {
+    buffer: Box<[u8]>,
+    merger: Merger,
+    joined: Vec<u8>,
+}
+
+impl IngressSpace {
+    pub fn new(settings: &Settings) -> Self {
+        IngressSpace {
+            buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
+            merger: Merger::new(settings.max_segments),
+            joined: Vec::with_capacity(VNET_BYTES + MAX_PACKET_BYTES),
+        }
+    }
+}
+
+/// A datagram of a known peer: where it lies in the buffer, and what its headers say.
+struct Datagram {
+    at: usize,
+    end: usize,
+    encap: Encapsulation,
+    header: IpHeader,
+}
+
+impl Datagram {
+    fn packet_at(&self) -> usize {
+        self.at + self.encap.header_bytes
+    }
+
+    fn packet_bytes(&self) -> usize {
+        self.end - self.packet_at()
+    }
+}
+
+impl<K: Kernel> Forwarder<K> {
+    /// Receive and deliver at most `most` trains; return how many there were.
+    pub fn ingress_batch(&mut self, most: usize) -> usize {
+        let Some(mut space) = self.ingress.take() else { return 0 };
+        let mut received = 0;
+        let mut reads = 0;
+        while reads < most && received < BATCH_BYTES {
+            match self.kernel.receive(&mut space.buffer[HEADROOM..]) {
+                Err(EAGAIN) => break,
+                Ok(arrival) => {
+                    received += arrival.size;
+                    self.take_in(&mut space, arrival);
+                }
+                Err(_) => {} // an ICMP error about something sent earlier; nothing was received
+            }
+            reads += 1;
+        }
+        self.ingress = Some(space);
+        reads
+    }
+
+    fn take_in(&mut self, space: &mut IngressSpace, arrival: Arrival) {
+        let size = arrival.size;
+        let packets = if size > 0 { size.div_ceil(arrival.segment_bytes) } else { 1 } as u64;
+        let peer = arrival.from.as_ref().and_then(|from| self.place.sender(from));
+        let whole = size > 0 && !arrival.truncated;
+        if let (Some(peer), true) = (peer, whole) {
+            self.deliver(space, peer, HEADROOM + size, arrival.segment_bytes);
+            return;
+        }
+        let (tally, reason) = match peer {
+            None => (&mut self.strangers, DropReason::UnknownPeer),
+            Some(peer) => (self.tally(Origin::Peer(peer)), DropReason::BadEncapsulation),
+        };
+        tally.received_frames += 1;
+        tally.received_packets += packets;
+        tally.received_bytes += size as u64;
+        tally.drop(reason, packets);
+    }
+
+    /// Deliver every datagram of a train, runs of them joined.
+    fn deliver(&mut self, space: &mut IngressSpace, peer: Slot, end: usize, step: usize) {
+        let source = Origin::Peer(peer);
+        self.tally(source).received_frames += 1;
+        let mut at = HEADROOM;
+        while at < end {
+            let after = end.min(at + step);
+            let decoded = geneve::decode(&space.buffer[at..after], self.settings.vni);
+            let tally = self.tally(source);
+            tally.received_packets += 1;
+            let encap = match decoded {
+                Ok(encap) => encap,
+                Err(reason) => {
+                    tally.received_bytes += (after - at) as u64;
+                    tally.drop(reason, 1);
+                    at = after;
+                    continue;
+                }
+            };
+            let packet_at = at + encap.header_bytes;
+            tally.received_bytes += (after - packet_at) as u64;
+            let header = parse_ip(&space.buffer[packet_at..after]).filter(|header| header.version == encap.ip_version);
+            let Some(header) = header else {
+                tally.drop(DropReason::Malformed, 1);
+                at = after;
+                continue;
+            };
+            let datagram = Datagram { at, end: after, encap, header };
+            at = match self.way(header.addresses, source) {
+                Way::Local(to) => self.deliver_to(space, peer, to, &datagram, end, step),
+                Way::Drop(reason) => {
+                    self.tally(source).drop(reason, 1);
+                    after
+                }
+                Way::Reject(reason) => {
+                    self.refuse(source, &space.buffer[packet_at..after], reason, 1, 0, None);
+                    after
+                }
+                Way::Tunnel(_) => {
+                    // Not decided for what a peer sent; a router that relays would stand here.
+                    self.refuse(source, &space.buffer[packet_at..after], DropReason::WrongNode, 1, 0, None);
+                    after
+                }
+            };
+        }
+    }
+
+    /// Write a datagram, with those that continue it, to an attachment; return where the next begins.
+    fn deliver_to(&mut self, space: &mut IngressSpace, peer: Slot, to: Slot, datagram: &Datagram, end: usize, step: usize) -> usize {
+        let source = Origin::Peer(peer);
+        let Datagram { at, end: after, encap, header } = datagram;
+        let (packet_at, packet_bytes) = (datagram.packet_at(), datagram.packet_bytes());
+        let Some((mtu_bytes, hop)) = self.place.port(to).map(|port| (port.mtu_bytes, !port.is_node)) else {
+            self.tally(source).drop(DropReason::NoAttachment, 1);
+            return *after;
+        };
+        if let Err(reason) = transit(header, packet_bytes, mtu_bytes, hop) {
+            self.refuse(source, &space.buffer[packet_at..*after], reason, 1, mtu_bytes, None);
+            return *after;
+        }
+        let partial = encap.is_partial().then_some((encap.csum_start, u16::from(encap.csum_offset)));
+        if let Some((start, offset)) = partial
+            && (usize::from(start) < header.header_bytes || usize::from(start) + usize::from(offset) + 2 > packet_bytes)
+        {
+            self.tally(source).drop(DropReason::Malformed, 1);
+            return *after;
+        }
+        let mut joined = None;
+        if let Some((start, offset)) = partial
+            && *after < end
+            && let Some(shape) = Shape::of(&space.buffer[packet_at..*after], header, start, offset)
+            && (if shape.is_tcp() { self.merge_tcp } else { self.merge_udp })
+        {
+            let train = Train { bytes: &space.buffer[..end], step };
+            let count = space.merger.run(train, &First { at: *at, encap, header, shape: &shape });
+            joined = (count > 1).then_some((shape, count));
+        }
+        if hop {
+            decrement_hop_limit(&mut space.buffer[packet_at..]);
+        }
+        if packet_bytes > mtu_bytes {
+            let outcome = self.forward_in_fragments(&space.buffer[packet_at..*after], partial, Way::Local(to), mtu_bytes);
+            self.settle_in(source, outcome, 1);
+            return *after;
+        }
+        if let Some((shape, count)) = joined {
+            return self.write_joined(space, peer, to, datagram, &shape, count, end, step);
+        }
+        let vnet = match partial {
+            Some((csum_start, csum_offset)) => VnetHeader { flags: NEEDS_CSUM, csum_start, csum_offset, ..Default::default() },
+            None => VnetHeader::default(),
+        };
+        let start = packet_at - VNET_BYTES;
+        space.buffer[start..packet_at].copy_from_slice(&vnet.to_bytes());
+        let outcome = self.write(to, &[IoSlice::new(&space.buffer[start..*after])], 1, packet_bytes);
+        self.settle_in(source, outcome, 1);
+        *after
+    }
+
+    /// Write `count` datagrams as one super-packet; return where the next begins.
+    #[allow(clippy::too_many_arguments)]
+    fn write_joined(
+        &mut self, space: &mut IngressSpace, peer: Slot, to: Slot, datagram: &Datagram, shape: &Shape, count: usize, end: usize,
+        step: usize,
+    ) -> usize {
+        let IngressSpace { buffer, merger, joined } = space;
+        let Datagram { at, end: after, encap, header } = datagram;
+        let train = Train { bytes: &buffer[..end], step };
+        let (head, payload_bytes) = merger.head(train, &First { at: *at, encap, header, shape }, count);
+        let headers = encap.header_bytes + shape.header_bytes;
+        let joined_end = end.min(at + count * step);
+        let payloads = buffer[*at..joined_end].chunks(step).map(|row| &row[headers..]);
+        let packet_bytes = head.len() - VNET_BYTES + payload_bytes;
+        let outcome = if step - headers < LEAST_GATHERED_BYTES {
+            joined.clear();
+            joined.extend_from_slice(head);
+            payloads.for_each(|payload| joined.extend_from_slice(payload));
+            self.write(to, &[IoSlice::new(joined)], count as u64, packet_bytes)
+        } else {
+            let mut pieces: ArrayVec<IoSlice, MOST_PIECES> = ArrayVec::new();
+            pieces.push(IoSlice::new(head));
+            payloads.for_each(|payload| pieces.push(IoSlice::new(payload)));
+            self.write(to, &pieces, count as u64, packet_bytes)
+        };
+        match outcome {
+            Ok(()) => self.refused = 0,
+            Err(DropReason::Malformed) => {
+                self.refused += 1;
+                if self.refused == MOST_REFUSED {
+                    // Some kernels refuse super-packets on a TUN write (seen on 6.6.44): say so, and go on one by one.
+                    (self.merge_tcp, self.merge_udp) = (false, false);
+                    self.slow_path.push(Exception::OffloadFailed { feature: "tun_tso", peer: None, errno: 0 });
+                }
+            }
+            Err(_) => {}
+        }
+        let source = Origin::Peer(peer);
+        let tally = self.tally(source);
+        tally.received_packets += count as u64 - 1;
+        tally.received_bytes += (joined_end - after - (count - 1) * encap.header_bytes) as u64;
+        self.settle_in(source, outcome, count as u64);
+        joined_end
+    }
+
+    fn settle_in(&mut self, source: Origin, outcome: Result<(), DropReason>, packets: u64) {
+        let tally = self.tally(source);
+        match outcome {
+            Ok(()) => tally.delivered_packets += packets,
+            Err(reason) => tally.drop(reason, packets),
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Headers and bytes: what router/wire does, with the same answers to the last bit. Pure, no system calls.
+
+pub mod fragment;
+pub mod geneve;
+pub mod merge;
+pub mod packet;
+pub mod shape;
+pub mod split;
