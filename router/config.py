@@ -76,6 +76,10 @@ class Settings:
     engine: str = "auto"
     engine_threads: int = 0
     """1 or 2; 0: what the number of processors suggests."""
+    spin_us: int = 0
+    """How long the native engine looks for more before it sleeps."""
+    spin_percent: int = 50
+    """Most of a core that looking may take."""
     vni: int = 1
     mtu_bytes: int = 0
     """Overlay MTU; 0: derived from the underlay interface."""
@@ -367,6 +371,8 @@ _PARSERS: dict[str, Callable[[object], object]] = {
     "state_dir": _path,
     "engine": _text,
     "engine_threads": _number(1, 2, 0),
+    "spin_us": _number(0, 10_000),
+    "spin_percent": _number(1, 100),
     "vni": _number(0, 0xFFFFFF),
     "mtu_bytes": _number(576, 65535 - 68, 0),
     "egress": _flag,

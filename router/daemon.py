@@ -73,6 +73,8 @@ class Daemon:
                     overhead_bytes=underlay.overhead_bytes(settings.underlay),
                     offloads=self._offloads,
                     threads=settings.engine_threads or _threads(),
+                    spin_us=settings.spin_us,
+                    spin_percent=settings.spin_percent,
                 ),
                 self._snapshot(first),
                 socket,

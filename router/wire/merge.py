@@ -89,8 +89,8 @@ class Merger:
             if short and (end - start <= headers or not parse_ip(train.datagrams, start + encap.header_bytes, end)):
                 return count - 1
             return count
-        if header.may_fragment:
-            full = self._rightly_numbered(train, packet, full)
+        if header.version == 4:
+            full = self._rightly_numbered(train, packet, full, header.may_fragment)
         pattern = self._pattern(encap.header_bytes, shape, header)
         # The last row often has closing flags of its own, so it is not asked to be a middle one.
         middle = full - 1 if full * step == left else full
@@ -98,6 +98,8 @@ class Merger:
         after = at + count * step
         more = min(step, len(train.datagrams) - after)
         if count * payload_bytes + shape.header_bytes + more - headers > MAX_PACKET_BYTES:
+            return count
+        if header.may_fragment and not self._numbered(train, packet, count):
             return count
         if count < most and more > headers and self._closes(train, at, after, more, count, encap, shape, pattern):
             count += 1
@@ -133,13 +135,29 @@ class Merger:
         return rows
 
     @staticmethod
-    def _rightly_numbered(train: Train, packet: int, full: int) -> int:
-        """Count the rows whose IPv4 checksum fits their identification: the two differ by row, their sum does not."""
+    def _rightly_numbered(train: Train, packet: int, full: int, may_fragment: bool) -> int:
+        """Count the rows whose IPv4 checksum fits their identification: the two differ by row, their sum does not.
+
+        A packet that may be fragmented must also have the number that the kernel will give it when it cuts the
+        super-packet (inet_gso_segment); what may not has a number without meaning (RFC 6864 section 4.1).
+        """
         shape, strides = (full,), (train.segment_bytes,)
         identifications = np.ndarray(shape, ">u2", train.datagrams, packet + 4, strides).astype(np.uint32)
         sums = (identifications + np.ndarray(shape, ">u2", train.datagrams, packet + 10, strides)) % 0xFFFF
         wrong = sums != sums[0]
+        if may_fragment:
+            wrong |= identifications != (identifications[0] + np.arange(full, dtype=np.uint32)) & 0xFFFF
         return int(wrong.argmax()) or full
+
+    @staticmethod
+    def _numbered(train: Train, packet: int, count: int) -> bool:
+        """Tell whether the row after `count` rows, if there is one, has the identification that comes next."""
+        at = packet + count * train.segment_bytes + 4
+        if at + 2 > len(train.datagrams):
+            return False
+        (first,) = U16.unpack_from(train.datagrams, packet + 4)
+        (own,) = U16.unpack_from(train.datagrams, at)
+        return bool(own == (first + count) & 0xFFFF)
 
     def _middle(
         self, train: Train, at: int, full: int, headers: int, pattern: _Pattern,
@@ -254,7 +272,7 @@ def _make_pattern(encap_bytes: int, shape: Shape, header: IpHeader) -> _Pattern:
     ip, l4 = encap_bytes, encap_bytes + shape.l4
     same[geneve.INDEX_OFFSET - 2 : geneve.INDEX_OFFSET + 1] = 0  # frame id, index: whose frame it was is no matter
     same[geneve.FLAGS_OFFSET] = geneve.PARTIAL_CHECKSUM
-    if header.version == 4 and header.may_fragment:
+    if header.version == 4:
         same[ip + 4 : ip + 6] = 0
         same[ip + 10 : ip + 12] = 0
     if shape.is_tcp:

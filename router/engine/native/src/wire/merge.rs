@@ -75,7 +75,7 @@ impl Merger {
         if encap.flags & geneve::SEGMENT != 0 {
             return self.of_one_frame(train, first, most.min(full + 1));
         }
-        if first.header.may_fragment {
+        if first.header.version == 4 {
             full = rightly_numbered(train, first, full);
         }
         self.mask(first);
@@ -153,6 +153,9 @@ impl Merger {
         if differs(one, row, &self.same) || parse_ip(&row[encap_bytes..]).is_none() {
             return false;
         }
+        if first.header.may_fragment && !numbered(one, row, encap_bytes, count) {
+            return false;
+        }
         let l4 = first.l4();
         if shape.is_tcp() {
             let ahead = be32(row, l4 + 4).wrapping_sub(be32(one, l4 + 4));
@@ -175,7 +178,7 @@ impl Merger {
         self.same[geneve::FRAME_ID_AT..=geneve::INDEX_AT].fill(0);
         self.same[geneve::FLAGS_AT] = geneve::PARTIAL_CHECKSUM;
         let (ip, l4) = (first.encap.header_bytes, first.l4());
-        if first.header.may_fragment {
+        if first.header.version == 4 {
             self.same[ip + 4..ip + 6].fill(0);
             self.same[ip + 10..ip + 12].fill(0);
         }
@@ -238,13 +241,23 @@ impl Merger {
 }
 
 /// Count the rows whose IPv4 checksum fits their identification: the two differ by row, their sum does not.
+///
+/// A packet that may be fragmented must also have the number that the kernel will give it when it cuts the super-packet
+/// (inet_gso_segment); what may not has a number without meaning (RFC 6864 section 4.1).
 fn rightly_numbered(train: Train, first: &First, full: usize) -> usize {
-    let sum = |row: usize| {
-        let at = first.at + row * train.step + first.encap.header_bytes;
-        (u32::from(be16(train.bytes, at + 4)) + u32::from(be16(train.bytes, at + 10))) % 0xFFFF
+    let ip = first.encap.header_bytes;
+    let row = |count: usize| &train.bytes[first.at + count * train.step..];
+    let sum = |row: &[u8]| (u32::from(be16(row, ip + 4)) + u32::from(be16(row, ip + 10))) % 0xFFFF;
+    let (one, expected) = (row(0), sum(row(0)));
+    let fits = |&count: &usize| {
+        sum(row(count)) == expected && (!first.header.may_fragment || numbered(one, row(count), ip, count))
     };
-    let expected = sum(0);
-    (1..full).find(|&row| sum(row) != expected).unwrap_or(full)
+    (1..full).take_while(fits).count() + 1
+}
+
+/// Tell whether a row has the identification `count` after the first's.
+fn numbered(one: &[u8], row: &[u8], ip: usize, count: usize) -> bool {
+    be16(row, ip + 4) == be16(one, ip + 4).wrapping_add(count as u16)
 }
 
 fn differs(one: &[u8], other: &[u8], mask: &[u8]) -> bool {
