@@ -103,7 +103,7 @@ Debian 12 has it (apt-get install python3 python3-venv), or name one: PYTHON=/pa
 install_project() {
     local remedy="Is it the network? See whether this answers: $VENV/bin/pip download --no-deps -d /tmp click"
     run_quietly "installing Podwire and its Python packages${extras:+, with $extras}" '^ *(Collecting|Building|Installing) ' \
-        "$VENV/bin/python" -m pip install --disable-pip-version-check --root-user-action ignore \
+        env PODWIRE_BUILD_NATIVE=0 "$VENV/bin/python" -m pip install --disable-pip-version-check --root-user-action ignore \
         --constraint constraints.txt --editable ".${extras:+[$extras]}"
     "$VENV/bin/podwire" --help >/dev/null || die "the installed command does not start: $VENV/bin/podwire --help"
 }
@@ -117,7 +117,7 @@ if ((${#packages[@]})); then install_packages "${packages[@]}"; fi
 
 # The stamp says what was installed, and from what: when that is so still, there is nothing to do.
 stamp="$VENV/.podwire"
-inputs=$(cat pyproject.toml constraints.txt "${BASH_SOURCE[0]}" | sha256sum)" $PWD"
+inputs=$(cat pyproject.toml setup.py constraints.txt "${BASH_SOURCE[0]}" | sha256sum)" $PWD"
 installed=none
 if [[ $(sed -n 1p "$stamp" 2>/dev/null) == "$inputs" ]] && "$VENV/bin/python" -c '' 2>/dev/null; then
     installed=$(sed -n 2p "$stamp")
@@ -130,3 +130,6 @@ if [[ $extras != "$installed" ]]; then
     printf '%s\n' "$inputs" "$extras" >"$stamp"
     say "ready: $VENV/bin/podwire --help"
 fi
+
+# Apart from pip, which would hide what it says and begin from nothing each time.
+scripts/build-native.sh

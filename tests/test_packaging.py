@@ -17,7 +17,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "results")
+NOT_SOURCE = shutil.ignore_patterns(
+    ".*", "__pycache__", "*.egg-info", "build", "dist", "results", "target", "*.so", "podwire-cni"
+)
 
 
 def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
@@ -28,13 +30,22 @@ def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | Non
     return done.stdout
 
 
+def without_cargo() -> dict[str, str]:
+    """Return the environment of a machine on which nothing can be compiled."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    environment.pop("PODWIRE_BUILD_NATIVE", None)
+    assert shutil.which("cargo", path=environment["PATH"]) is None
+    return environment
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel from a copy of the tree, with the setuptools that is here: no network."""
+    """Build the wheel from a copy of the tree where there is no cargo, with the setuptools that is here: no network."""
     folder = tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT, folder / "source", ignore=NOT_SOURCE)
     offline = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation")
-    run(sys.executable, "-m", "pip", "wheel", *offline, "-w", folder, folder / "source")
+    wheel = (sys.executable, "-m", "pip", "wheel", *offline, "-w", folder, folder / "source")
+    run(*wheel, env=without_cargo())
     (built,) = folder.glob("*.whl")
     return built
 
@@ -54,6 +65,17 @@ def test_the_wheel_holds_exactly_the_two_packages(wheel: Path) -> None:
     assert {name for name in names if not name.startswith("podwire-0.1.0.dist-info/")} == expected
     assert {"router/py.typed", "shim/py.typed", "router/rpc/v1/router_pb2.pyi"} <= expected
     assert "podwire-0.1.0.dist-info/licenses/LICENSE" in names
+
+
+def test_an_install_without_cargo_says_so_in_one_line(wheel: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=ROOT, env=without_cargo(), capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("podwire:")]
+    assert len(said) == 1
+    assert "there is no cargo: the engine and the CNI plugin in Python are installed" in said[0]
+    assert wheel.name.endswith("-py3-none-any.whl")
 
 
 def test_every_package_has_its_init() -> None:
