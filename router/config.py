@@ -8,33 +8,33 @@ A relative path counts from the working directory, in a file from the file's own
 from __future__ import annotations
 
 import difflib
-import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from enum import StrEnum, unique
-from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from router.errors import Kind, Refusal
-from router.model import GENEVE_PORT, Address, Endpoint, Offloads, Prefix
-from router.subnets.check import check_name, check_networks
+from router.model import Endpoint, Offloads, Prefix
+from router.subnets.check import check_networks
+from router.values import (
+    Switch,
+    choice_reader,
+    number_reader,
+    read_endpoint,
+    read_flag,
+    read_listen,
+    read_name,
+    read_path,
+    read_prefixes,
+    read_runtimes,
+    read_seconds,
+    read_switch,
+    read_text,
+)
 
 ENVIRONMENT = "PODWIRE_"
 ENVIRONMENT_ELSEWHERE = frozenset({"PODWIRE_CONFIG"})
 """Variables of ours that are no settings."""
-
-
-@unique
-class Switch(StrEnum):
-    """Whether to use something of the kernel's."""
-
-    AUTO = "auto"
-    """If the self-test finds that it works."""
-    ON = "on"
-    """It must work: not to start is better than to go without."""
-    OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,53 +129,6 @@ def flag(name: str) -> str:
     return "--" + named.replace("_", "-").replace(".", "-")
 
 
-def parse_address(text: str) -> Address:
-    """Read an IPv4 or IPv6 address. Raises ValueError with words for people."""
-    try:
-        address = ip_address(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is no IPv4 or IPv6 address (names are not looked up)") from None
-    if address.version == 6 and (address.scope_id or address.ipv4_mapped):
-        raise ValueError(f"{text!r} has a zone or is an IPv4 address in IPv6's clothes: write the plain address")
-    return address
-
-
-def parse_prefix(text: str) -> Prefix:
-    """Read `ADDR/LENGTH`, a network's address. Raises ValueError with words for people, host bits corrected."""
-    head, slash, length = text.partition("/")
-    # ip_network also takes a netmask and a lone address; one spelling is enough, and those are easily mistakes.
-    plain = length.isascii() and length.isdecimal() and "%" not in head
-    if plain:
-        with suppress(ValueError):
-            return ip_network(text)
-    address = parse_address(head)
-    if not slash:
-        raise ValueError(f"{text!r} has no prefix length: write {address}/LENGTH")
-    if not plain or int(length) > address.max_prefixlen:
-        raise ValueError(f"{text!r}: the prefix length must be a number from 0 to {address.max_prefixlen}")
-    raise ValueError(f"{text!r} has bits set behind the prefix: did you mean {ip_network(text, strict=False)}?")
-
-
-def parse_endpoint(text: str, default_port: int = GENEVE_PORT) -> Endpoint:
-    """Read `ADDR[:PORT]`, `[V6]:PORT` or a bare IPv6 address. Raises ValueError with words for people."""
-    if match := re.fullmatch(r"\[([^\]]*)\](?::(.*))?", text):
-        host, port = match.groups()
-        if ":" not in host:
-            raise ValueError(f"{text!r}: brackets are for IPv6 addresses")
-    elif text.count(":") == 1:
-        host, port = text.split(":")
-    else:
-        host, port = text, None
-    address = parse_address(host)
-    if address.is_unspecified or address.is_multicast or int(address) == 0xFFFFFFFF:
-        raise ValueError(f"{text!r} is not the address of one machine")
-    if port is None:
-        return Endpoint(address, default_port)
-    if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
-        raise ValueError(f"{text!r}: the port must be a number from 1 to 65535")
-    return Endpoint(address, int(port))
-
-
 def _settled(read: dict[str, object]) -> Settings:
     """Put tables together and check what settings say of each other."""
     for name in ("node", "network", "underlay"):
@@ -262,133 +215,33 @@ def _nearest(name: str, known: Mapping[str, object] | Iterator[str] | tuple[str,
 # Parsers take what TOML, the environment (str) or a flag holds; ValueError says what is wrong with it.
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise ValueError(f"{value!r} must be text")
-    return value
-
-
-def _name(value: object) -> str:
-    try:
-        check_name(_text(value))
-    except Refusal as refusal:
-        raise ValueError(refusal.message) from None
-    return str(value)
-
-
-def _path(value: object) -> Path:
-    return Path(value if isinstance(value, Path) else _text(value))
-
-
-def _prefixes(value: object) -> tuple[Prefix, ...]:
-    entries = value.replace(",", " ").split() if isinstance(value, str) else value
-    if not isinstance(entries, list | tuple) or not entries:
-        raise ValueError(f"{value!r} must be a list of prefixes, such as 10.32.0.0/12")
-    return tuple(parse_prefix(_text(entry)) for entry in entries)
-
-
-def _runtimes(value: object) -> tuple[str, ...]:
-    entries = value.replace(",", " ").split() if isinstance(value, str) else value
-    if not isinstance(entries, list | tuple) or not entries:
-        raise ValueError(f"{value!r} must be a list of runtimes, such as containerd:/run/containerd/containerd.sock")
-    for entry in entries:
-        kind, _, path = _text(entry).partition(":")
-        if entry != "podman" and (kind != "containerd" or not path.startswith("/")):
-            raise ValueError(f"{entry!r} must be containerd:/PATH/OF/ITS/SOCKET, or podman")
-    return tuple(entries)
-
-
-def _endpoint(value: object) -> Endpoint:
-    return parse_endpoint(_text(value))
-
-
-def _listen(value: object) -> Endpoint:
-    text = _text(value)
-    endpoint = parse_endpoint(text, default_port=0)
-    if not endpoint.port:
-        raise ValueError(f"{text!r} needs a port")
-    return endpoint
-
-
-def _flag(value: object) -> bool:
-    word = str(value).lower()
-    if word not in _WORDS:
-        raise ValueError(f"{value!r} must be true or false")
-    return _WORDS[word]
-
-
-def _switch(value: object) -> Switch:
-    word = str(value).lower()
-    if word == Switch.AUTO:
-        return Switch.AUTO
-    if word not in _WORDS:
-        raise ValueError(f"{value!r} must be auto, on or off")
-    return Switch.ON if _WORDS[word] else Switch.OFF
-
-
-def _number(low: int, high: int, *special: int) -> Callable[[object], int]:
-    def parse(value: object) -> int:
-        text = str(value)
-        if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,9}", text):
-            number = -1
-        else:
-            number = int(text)
-        if number not in special and not low <= number <= high:
-            also = "".join(f"{entry} or " for entry in special)
-            raise ValueError(f"{value!r} must be {also}a whole number from {low} to {high}")
-        return number
-
-    return parse
-
-
-def _seconds(value: object) -> float:
-    try:
-        seconds = -1.0 if isinstance(value, bool) else float(str(value))
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 86400:
-        raise ValueError(f"{value!r} must be a number of seconds from 0 to 86400")
-    return seconds
-
-
-def _choice(*words: str) -> Callable[[object], str]:
-    def parse(value: object) -> str:
-        if value not in words:
-            raise ValueError(f"{value!r} must be one of {', '.join(words)}")
-        return str(value)
-
-    return parse
-
-
-_WORDS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
-
 _PARSERS: dict[str, Callable[[object], object]] = {
-    "node": _name,
-    "network": _prefixes,
-    "underlay": _endpoint,
-    "subnets": _path,
-    "socket": _path,
-    "state_dir": _path,
-    "engine": _text,
-    "engine_threads": _number(1, 2, 0),
-    "spin_us": _number(0, 10_000),
-    "spin_percent": _number(1, 100),
-    "vni": _number(0, 0xFFFFFF),
-    "mtu_bytes": _number(576, 65535 - 68, 0),
-    "egress": _flag,
-    "masquerade": _flag,
-    "address_rest_s": _seconds,
-    "reconcile": _runtimes,
-    "reconcile_every_s": _seconds,
-    "reconcile_grace_s": _seconds,
-    **{f"offloads.{entry.name}": _switch for entry in fields(Offloads) if entry.name != "max_segments"},
-    "offloads.max_segments": _number(1, 128, 0),
-    "tls.listen": _listen,
-    "tls.cert": _path,
-    "tls.key": _path,
-    "tls.ca": _path,
-    "log.level": _choice("debug", "info", "warning", "error"),
-    "log.format": _choice("text", "json"),
+    "node": read_name,
+    "network": read_prefixes,
+    "underlay": read_endpoint,
+    "subnets": read_path,
+    "socket": read_path,
+    "state_dir": read_path,
+    "engine": read_text,
+    "engine_threads": number_reader(1, 2, 0),
+    "spin_us": number_reader(0, 10_000),
+    "spin_percent": number_reader(1, 100),
+    "vni": number_reader(0, 0xFFFFFF),
+    "mtu_bytes": number_reader(576, 65535 - 68, 0),
+    "egress": read_flag,
+    "masquerade": read_flag,
+    "address_rest_s": read_seconds,
+    "reconcile": read_runtimes,
+    "reconcile_every_s": read_seconds,
+    "reconcile_grace_s": read_seconds,
+    **{f"offloads.{entry.name}": read_switch for entry in fields(Offloads) if entry.name != "max_segments"},
+    "offloads.max_segments": number_reader(1, 128, 0),
+    "tls.listen": read_listen,
+    "tls.cert": read_path,
+    "tls.key": read_path,
+    "tls.ca": read_path,
+    "log.level": choice_reader("debug", "info", "warning", "error"),
+    "log.format": choice_reader("text", "json"),
 }
 _FIELDS = {
     "network": "networks",

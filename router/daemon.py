@@ -19,7 +19,7 @@ from pathlib import Path
 
 from router import collector, routes
 from router.attachments import Attachments
-from router.config import Settings, Switch
+from router.config import Settings
 from router.engine.choose import choose
 from router.engine.interface import Engine, EngineSettings, Snapshot
 from router.errors import Kind, Refusal
@@ -37,6 +37,7 @@ from router.subnets.file import FileSource
 from router.subnets.tables import Tables
 from router.tombstones import Tombstones
 from router.uplink import Uplink, node_interfaces
+from router.values import Switch
 
 _log = logging.getLogger(__name__)
 

@@ -14,15 +14,13 @@ from router.config import (
     ENVIRONMENT,
     OffloadSwitches,
     Settings,
-    Switch,
     Tls,
     flag,
     load_settings,
-    parse_endpoint,
-    parse_prefix,
 )
 from router.errors import Kind, Refusal
 from router.model import Endpoint, Offloads
+from router.values import Switch, parse_endpoint, parse_prefix
 
 NEEDED = {"node": "alpha", "network": ("10.32.0.0/12", "fd00:32::/32"), "underlay": "192.0.2.1"}
 

@@ -29,10 +29,16 @@ def choose(name: str) -> tuple[str, EngineFactory]:
     there = available()
     chosen = there[0] if name == AUTO else name
     if chosen not in there:
-        raise Refusal(Kind.INVALID, f"engine {name!r} is not built here; build it with {BUILD}, or choose: {AUTO}, python")
+        raise Refusal(
+            Kind.INVALID, f"engine {name!r} is not built here; build it with {BUILD}, or choose: {AUTO}, python"
+        )
     if chosen == "native":
-        from router.engine.native import NativeEngine
-
+        try:
+            from router.engine.native.engine import NativeEngine
+        except ImportError as error:
+            raise Refusal(
+                Kind.STATE, f"the native engine does not load ({error}); build it anew with {BUILD}, or choose: python"
+            ) from None
         return chosen, NativeEngine
     from router.engine.python import PythonEngine
 

@@ -123,6 +123,12 @@ class Egress:
         del self._port, self._view  # who leaves meanwhile is not kept by a batch that is over
         return reads
 
+    def forget(self) -> None:
+        """Let go of what a batch that failed had in hand."""
+        self._run.forget()
+        for name in ("_port", "_view"):
+            self.__dict__.pop(name, None)
+
     def _forward(self, frame: _Frame, way: Way) -> int:
         """Send one frame on its way; return where the next may be read."""
         at, end, header, vnet, shape, packets = frame

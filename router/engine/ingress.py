@@ -97,6 +97,11 @@ class Ingress:
                 self._deliver(peer, view, Train(self._bytes[:end], segment_bytes, count), end)
         return most
 
+    def forget(self) -> None:
+        """Let go of what a batch that failed had in hand."""
+        for name in ("_peer", "_view"):
+            self.__dict__.pop(name, None)
+
     @staticmethod
     def _receive(tally: Tally, packets: int, packet_bytes: int) -> None:
         tally.received_frames += 1

@@ -22,12 +22,17 @@ T = TypeVar("T")
 
 
 class Loop:
-    """Runs `batch(fd, most)` for every readable fd, and `call`s in between. A batch does at most `most` reads and says how many."""
+    """Runs `batch(fd, most)` for every readable fd, and `call`s in between. A batch does at most `most` reads and says how many.
 
-    def __init__(self, name: str, batch: Callable[[int, int], int], failed: Callable[[str], None]) -> None:
+    A batch that raises is a bug: `failed(loop, why)` cleans up behind it and tells of it, and the next batch comes as ever.
+    """
+
+    def __init__(self, name: str, batch: Callable[[int, int], int], failed: Callable[[Loop, str], None]) -> None:
         self._name = name
         self._batch = batch
         self._failed = failed
+        self.restarts = 0
+        """Batches that raised."""
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake, select.EPOLLIN)
@@ -92,7 +97,7 @@ class Loop:
                 self._resume()
             for fd, _ in self._epoll.poll(0):
                 if fd != self._wake and done < budget:
-                    done += self._batch(fd, min(budget - done, BATCH_PACKETS))
+                    done += self._guarded(fd, min(budget - done, BATCH_PACKETS))
             if done == before:
                 break
         return done
@@ -103,14 +108,20 @@ class Loop:
                 if fd == self._wake:
                     self._drain_wake()
                     continue
-                try:
-                    self._batch(fd, BATCH_PACKETS)
-                except Exception as error:  # noqa: BLE001 - a bug must cost a batch, not the node's network
-                    self._failed(f"{self._name}: {type(error).__name__}: {error}")
+                self._guarded(fd, BATCH_PACKETS)
                 if self._calls:
                     self._run_calls()
             if self._calls:
                 self._run_calls()
+
+    def _guarded(self, fd: int, most: int) -> int:
+        """Run a batch; one that raised counts as one read."""
+        try:
+            return self._batch(fd, most)
+        except Exception as error:  # noqa: BLE001 - a bug must cost a batch, not the node's network
+            self.restarts += 1
+            self._failed(self, f"{self._name}: {type(error).__name__}: {error}")
+            return 1
 
     def _resume(self) -> float | None:
         """Watch again what has paused long enough; return the seconds until the next is due, None when none is."""

@@ -21,9 +21,9 @@ from router.engine.egress import Egress
 from router.engine.ingress import Ingress
 from router.engine.interface import BATCH_BYTES, EngineCounters, EngineSettings, Host, Snapshot, Source
 from router.engine.loop import Loop
-from router.engine.ports import EGRESS, Party, Peer, Port, View
+from router.engine.ports import EGRESS, INGRESS, Party, Peer, Port, View
 from router.engine.sender import Sender
-from router.model import Attachment, AttachmentKey, Endpoint, Tally, Verdict
+from router.model import Attachment, AttachmentKey, DropReason, Endpoint, Tally, Verdict
 from router.wire.packet import Buffer, parse_ip
 
 T = TypeVar("T")
@@ -47,7 +47,8 @@ class PythonEngine:
         self._egress = Egress(settings, self._new_sender(host), host)
         self._ingress = Ingress(settings, underlay, self._new_sender(host), host)
         names = ("egress", "ingress") if settings.threads > 1 else ("engine",)
-        self._loops = tuple(Loop(name, self._batch, host.engine_failed) for name in names)
+        self._host = host
+        self._loops = tuple(Loop(name, self._batch, self._recover) for name in names)
         self._outward, self._inward = self._loops[0], self._loops[-1]
         self._inward.watch(underlay.fileno())
         self._set_routes(snapshot)
@@ -83,6 +84,21 @@ class PythonEngine:
         if wait_s > 0:
             self._outward.pause(port.fd, wait_s)
         return reads
+
+    def _recover(self, loop: Loop, why: str) -> None:
+        """Clean up behind a batch that raised, and tell of it: what it had in hand is counted as lost to the bug."""
+        view = self._view
+        if loop is self._outward:
+            self._egress.forget()
+            for port in view.ports.values():
+                _settle_failure(port.tallies[EGRESS])
+                if port.lost:
+                    loop.unwatch(port.fd)
+        if loop is self._inward:
+            self._ingress.forget()
+            for tally in (*(peer.tallies[INGRESS] for peer in view.peers.values()), self._ingress.strangers):
+                _settle_failure(tally)
+        self._host.engine_failed(why)
 
     def _between_batches(self, work: Callable[[], T]) -> T:
         """Run `work` while neither loop is in a batch."""
@@ -212,6 +228,7 @@ class PythonEngine:
             gone=self._gone.plus(Tally()),
             icmp_suppressed=self._egress.exceptions.suppressed + self._ingress.exceptions.suppressed,
             socket_drops=self._socket_drops(),
+            restarts=sum(loop.restarts for loop in self._loops),
         )
 
     def _socket_drops(self) -> int:
@@ -220,3 +237,12 @@ class PythonEngine:
             return int(struct.unpack_from("=I", memory, 4 * _SK_MEMINFO_DROPS)[0])
         except OSError:
             return 0
+
+
+def _settle_failure(tally: Tally) -> None:
+    """Count what was received and has no fate: it was in the hands of a batch that failed."""
+    lost = tally.balance
+    if lost > 0:
+        tally.drop(DropReason.ENGINE_FAILED, lost)
+    elif lost < 0:  # joined packets are counted after their fate may be
+        tally.received_packets -= lost

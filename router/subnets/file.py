@@ -24,10 +24,10 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-from router.config import parse_endpoint, parse_prefix
 from router.errors import Kind, Refusal
 from router.model import Node
 from router.subnets.check import check_name
+from router.values import parse_endpoint, parse_prefix
 
 _KEYS = ("name", "endpoint", "subnets", "offload")
 _POLL_S = 0.4

@@ -1,4 +1,4 @@
-//! The Python module `router.engine.native._core`: plain numbers and bytes in and out; router/engine/native/__init__.py
+//! The Python module `router.engine.native._core`: plain numbers and bytes in and out; router/engine/native/engine.py
 //! speaks the engine contract over it.
 
 use std::net::{IpAddr, SocketAddr};

@@ -1,0 +1,209 @@
+"""The native engine: the contract (router/engine/interface.py) over compiled threads, which never wait for the interpreter.
+
+    engine.py     attachments and peers get slots; snapshots, verdicts and counts are put into plain numbers and back
+    slow_path.py  what the threads cannot finish alone: ICMP errors, path MTUs, what the daemon is to be told
+    src/          the threads themselves, in Rust; scripts/build-native.sh makes `_core` of them
+
+A thread that meets a bug begins afresh with the fds it was lent: what was in its batch is counted as ENGINE_FAILED.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+
+from router.engine.interface import EngineCounters, EngineSettings, Host, Snapshot, Source
+from router.engine.native import _core
+from router.engine.native.slots import Slots
+from router.engine.native.slow_path import REASONS, SlowPath
+from router.model import (
+    NODE_KEY,
+    Attachment,
+    AttachmentKey,
+    Endpoint,
+    Limit,
+    NextHop,
+    Tally,
+    Verdict,
+    VerdictKind,
+    Zone,
+)
+from router.wire.packet import Buffer
+
+_PORT, _PEER = 0, 1
+_ZONES = {Zone.OWN_SUBNET: 1, Zone.CLUSTER: 2, Zone.NEVER: 3}
+_LEADS_TO_PEER = 4
+
+
+class NativeEngine:
+    """See `router.engine.interface.Engine`."""
+
+    name = "native"
+
+    def __init__(self, settings: EngineSettings, snapshot: Snapshot, underlay: socket.socket, host: Host) -> None:
+        offloads = settings.offloads
+        self._core = _core.Core(
+            underlay.fileno(),
+            threads=settings.threads,
+            vni=settings.vni,
+            mtu_bytes=settings.mtu_bytes,
+            icmp_errors_per_s=settings.icmp_errors_per_s,
+            max_segments=offloads.max_segments,
+            tun_checksum=offloads.tun_checksum,
+            tun_tso=offloads.tun_tso,
+            tun_uso=offloads.tun_uso,
+            udp_segment=offloads.udp_segment,
+            spin_ns=settings.spin_us * 1000,
+            spin_percent=settings.spin_percent,
+        )
+        self._changing = threading.RLock()
+        self._ports: Slots[AttachmentKey] = Slots()
+        self._peers: Slots[NextHop] = Slots()
+        self._serials = itertools.count(1)
+        self._slow_path = SlowPath(self._core, settings, host, self._ports, self._peers)
+        self._set_routes(snapshot)
+
+    # Routes
+
+    def replace_routes(self, snapshot: Snapshot) -> None:
+        """Swap the whole snapshot in."""
+        with self._changing:
+            self._set_routes(snapshot)
+
+    def _set_routes(self, snapshot: Snapshot) -> None:
+        peers = {next_hop.endpoint: next_hop for next_hop in snapshot.peers}
+        leaving = [next_hop for next_hop in self._peers if peers.get(next_hop.endpoint) != next_hop]
+        for next_hop in peers.values():
+            if next_hop not in self._peers:
+                self._peers.add(next_hop, next(self._serials))
+        slots = {next_hop: self._peers.slot(next_hop) for next_hop in peers.values()}
+        leads: list[tuple[int, int]] = [(0, 0)]
+        prefixes = []
+        numbers: dict[NextHop | Zone, int] = {}
+        for prefix, value in snapshot.table.items():
+            number = numbers.get(value)
+            if number is None:
+                number = numbers[value] = len(leads)
+                leads.append((_ZONES[value], 0) if isinstance(value, Zone) else (_LEADS_TO_PEER, slots[value]))
+            prefixes.append((prefix.network_address.packed, prefix.prefixlen, number))
+        self._core.replace_routes(
+            prefixes,
+            leads,
+            [
+                (slot, self._peers.serial(next_hop), next_hop.endpoint.address.packed, next_hop.endpoint.port, next_hop.offload)
+                for next_hop, slot in slots.items()
+            ],
+            snapshot.egress,
+            [address.packed for address in snapshot.node_addresses],
+        )  # fmt: skip
+        for next_hop in leaving:  # only now: until here a thread may have meant them by their slots
+            self._peers.remove(next_hop)
+        self._slow_path.node_addresses = snapshot.node_addresses
+
+    # Attachments
+
+    def attach(self, attachment: Attachment, fd: int) -> None:
+        """Carry packets of an attachment; ValueError if it is there already."""
+        key, limits = attachment.key, attachment.limits
+        with self._changing:
+            if key in self._ports:
+                raise ValueError(f"attachment {key} is there already")
+            slot = self._ports.add(key, 0)
+            try:
+                serial = self._core.attach(
+                    slot,
+                    fd,
+                    [interface.ip.packed for interface in attachment.addresses],
+                    key == NODE_KEY,
+                    attachment.mtu_bytes,
+                    _rate(limits.ingress),
+                    _rate(limits.egress),
+                )
+            except BaseException:
+                self._ports.remove(key)
+                raise
+            self._ports.mark(key, serial)
+
+    def detach(self, key: AttachmentKey) -> Tally:
+        """Stop carrying and return the final count; KeyError if it is not there."""
+        with self._changing:
+            tally = _tally(self._core.detach(self._ports.slot(key)))
+            self._ports.remove(key)
+            return tally
+
+    # Decisions
+
+    def decide(self, packet: Buffer, source: Source) -> Verdict:
+        """Say what would become of an IP packet from that source; KeyError for a source not known."""
+        with self._changing:
+            if isinstance(source, AttachmentKey):
+                kind, slot = _PORT, self._ports.slot(source)
+            else:
+                kind, slot = _PEER, self._peers.slot(self._next_hop(source))
+            word, target = self._core.decide(bytes(packet), kind, slot)
+            verdict = VerdictKind(word)
+            if verdict is VerdictKind.LOCAL:
+                return Verdict(verdict, self._ports.at(target))
+            if verdict is VerdictKind.TUNNEL:
+                return Verdict(verdict, self._peers.at(target))
+            return Verdict(verdict, None, REASONS[target])
+
+    def _next_hop(self, endpoint: Endpoint) -> NextHop:
+        for next_hop in self._peers:
+            if next_hop.endpoint == endpoint:
+                return next_hop
+        raise KeyError(endpoint)
+
+    # Running
+
+    def start(self) -> None:
+        """Forward in threads of its own until `stop`."""
+        self._slow_path.start()
+        self._core.start()
+
+    def stop(self) -> None:
+        """End the threads."""
+        self._core.stop()
+        self._slow_path.stop()
+
+    def forward(self, budget: int) -> int:
+        """Handle at most `budget` waiting reads in this thread; only while not started."""
+        reads = self._core.forward(budget)
+        self._slow_path.drain()
+        return reads
+
+    def close(self) -> None:
+        """Free what the engine itself made; it was stopped before."""
+        # Its epoll fds go with the object.
+
+    def sabotage(self) -> None:
+        """Let the next batch meet a bug: for tests of what happens then."""
+        self._core.sabotage()
+
+    # Counters
+
+    def counters(self) -> EngineCounters:
+        """Return everything counted so far, each thread between two batches."""
+        with self._changing:
+            ports, peers, strangers, gone, suppressed, restarts, socket_drops = self._core.counters()
+            return EngineCounters(
+                attachments={key: _tally(ports[self._ports.slot(key)]) for key in self._ports},
+                peers={next_hop.endpoint: _tally(peers[self._peers.slot(next_hop)]) for next_hop in self._peers},
+                strangers=_tally(strangers),
+                gone=_tally(gone),
+                icmp_suppressed=suppressed,
+                socket_drops=socket_drops,
+                restarts=restarts,
+            )
+
+
+def _rate(limit: Limit | None) -> tuple[int, int] | None:
+    return None if limit is None else (limit.bytes_per_s, limit.burst_bytes)
+
+
+def _tally(counts: _core.Counts) -> Tally:
+    *numbers, drops = counts
+    received, received_bytes, frames, delivered, tunnelled, sent, sent_bytes, icmp_errors = numbers
+    dropped = {REASONS[number]: packets for number, packets in enumerate(drops) if packets}
+    return Tally(received, received_bytes, frames, delivered, tunnelled, dropped, sent, sent_bytes, icmp_errors)
