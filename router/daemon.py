@@ -20,7 +20,7 @@ from pathlib import Path
 from router import collector, routes
 from router.attachments import Attachments
 from router.config import Settings
-from router.engine.choose import choose
+from router.engine.choose import AUTO, BUILD, NAMES, choose
 from router.engine.interface import Engine, EngineSettings, Snapshot
 from router.errors import Kind, Refusal
 from router.events import EventKind, EventLog
@@ -54,6 +54,8 @@ class Daemon:
         self._notes: list[str] = []
         self.events = EventLog()
         engine_name, factory = choose(settings.engine)
+        if settings.engine == AUTO and engine_name != NAMES[0]:
+            _log.info("engine %s, as the %s one is not built here: build it with %s", engine_name, NAMES[0], BUILD)
         with ExitStack() as undo:
             overlap_with_local(settings.networks, local_prefixes(besides=NODE_KEY.if_name))
             self._mtu_bytes = self._overlay_mtu()

@@ -134,6 +134,7 @@ class Counters:
     gone: Tally
     icmp_suppressed: int
     socket_drops: int
+    engine_restarts: int
 
 
 @dataclass(frozen=True, slots=True)

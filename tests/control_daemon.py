@@ -100,7 +100,7 @@ class MemoryDaemon:
         pod = Tally(10, 1000, 2, 3, 4, {DropReason.NO_ROUTE: 2, DropReason.SPOOFED_SOURCE: 1}, 5, 500, 1)
         attachments = {AttachmentKey("pod", "eth0"): pod, NODE_KEY: Tally()}
         peers = {THERE.endpoint: Tally(7, 700, 1, 7), Endpoint(ip_address("192.0.2.9")): Tally(1, 1, 1)}
-        engine = EngineCounters(attachments, peers, Tally(), Tally(), icmp_suppressed=8, socket_drops=9)
+        engine = EngineCounters(attachments, peers, Tally(), Tally(), icmp_suppressed=8, socket_drops=9, restarts=10)
         return Counters(engine, {AttachmentKey("pod", "eth0"): 6}, "epoch-1")
 
     def status(self) -> Status:

@@ -175,8 +175,11 @@ def test_counters(run: Run) -> None:
         "0",
     ]
     assert "pod pod/eth0 spoofed_source 1" in [" ".join(line.split()) for line in text]
-    assert text[-2] == "ICMP errors sent: 1, held back by the rate limit: 8"
-    assert text[-1] == "dropped by the kernel at the underlay socket: 9"
+    assert text[-3:] == [
+        "ICMP errors sent: 1, held back by the rate limit: 8",
+        "dropped by the kernel at the underlay socket: 9",
+        "the engine met a bug and began afresh: 10 times (see: podwire events)",
+    ]
     found = answer(run("counters", "--json"))
     assert found["attachments"][1]["tally"]["dropped"] == {"no_route": 2, "spoofed_source": 1}
     assert found["attachments"][1]["kernel_drops"] == 6

@@ -226,7 +226,7 @@ def test_the_table_can_be_read_and_changed(client: Client) -> None:
 
 def test_counters_carry_balance_drops_and_names(client: Client) -> None:
     found = client.counters()
-    assert (found.epoch, found.icmp_suppressed, found.socket_drops) == ("epoch-1", 8, 9)
+    assert (found.epoch, found.icmp_suppressed, found.socket_drops, found.engine_restarts) == ("epoch-1", 8, 9, 10)
     assert [each.key.sandbox_id for each in found.attachments] == ["", "pod"]
     pod = found.attachments[1]
     assert pod.kernel_drops == 6

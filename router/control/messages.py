@@ -194,6 +194,7 @@ def counters_message(counters: Counters, names: dict[Endpoint, str]) -> counters
         gone=tally_message(engine.gone),
         icmp_suppressed=engine.icmp_suppressed,
         socket_drops=engine.socket_drops,
+        engine_restarts=engine.restarts,
     )
 
 

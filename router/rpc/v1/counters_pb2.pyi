@@ -60,7 +60,7 @@ class PeerCounters(_message.Message):
     def __init__(self, endpoint: _Optional[_Union[_subnets_pb2.Endpoint, _Mapping]] = ..., node: _Optional[str] = ..., tally: _Optional[_Union[Tally, _Mapping]] = ...) -> None: ...
 
 class Counters(_message.Message):
-    __slots__ = ("epoch", "attachments", "peers", "strangers", "gone", "icmp_suppressed", "socket_drops")
+    __slots__ = ("epoch", "attachments", "peers", "strangers", "gone", "icmp_suppressed", "socket_drops", "engine_restarts")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ATTACHMENTS_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,7 @@ class Counters(_message.Message):
     GONE_FIELD_NUMBER: _ClassVar[int]
     ICMP_SUPPRESSED_FIELD_NUMBER: _ClassVar[int]
     SOCKET_DROPS_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_RESTARTS_FIELD_NUMBER: _ClassVar[int]
     epoch: str
     attachments: _containers.RepeatedCompositeFieldContainer[AttachmentCounters]
     peers: _containers.RepeatedCompositeFieldContainer[PeerCounters]
@@ -75,4 +76,5 @@ class Counters(_message.Message):
     gone: Tally
     icmp_suppressed: int
     socket_drops: int
-    def __init__(self, epoch: _Optional[str] = ..., attachments: _Optional[_Iterable[_Union[AttachmentCounters, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[PeerCounters, _Mapping]]] = ..., strangers: _Optional[_Union[Tally, _Mapping]] = ..., gone: _Optional[_Union[Tally, _Mapping]] = ..., icmp_suppressed: _Optional[int] = ..., socket_drops: _Optional[int] = ...) -> None: ...
+    engine_restarts: int
+    def __init__(self, epoch: _Optional[str] = ..., attachments: _Optional[_Iterable[_Union[AttachmentCounters, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[PeerCounters, _Mapping]]] = ..., strangers: _Optional[_Union[Tally, _Mapping]] = ..., gone: _Optional[_Union[Tally, _Mapping]] = ..., icmp_suppressed: _Optional[int] = ..., socket_drops: _Optional[int] = ..., engine_restarts: _Optional[int] = ...) -> None: ...
