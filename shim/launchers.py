@@ -1,14 +1,18 @@
-"""The executables a runtime starts: a few lines each, with the real interpreter in the first of them.
+"""The executables a runtime starts: a few lines each, with the real interpreter in the first of them; or compiled.
 
 A console script of pip's would start a virtual environment's Python, read `site` and every .pth file, and so take
 several times as long as the call that it is started for (50 ms instead of 10). These skip all that (-I, -S), and put only
 the directory of our packages on sys.path: what they import is in the standard library or ours.
+
+The CNI plugin, which a runtime starts most often, there is compiled as well (shim/cni/native). It is built by
+scripts/build-native.sh into the package itself, and is looked for nowhere else.
 """
 
 from __future__ import annotations
 
 import compileall
 import os
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import cache_from_source
@@ -26,10 +30,16 @@ ENTRY_POINTS: Mapping[str, str] = MappingProxyType(
 )
 """Executable, and the module whose `main` it calls."""
 
+CLIENTS = ("auto", "python", "native")
+"""Which CNI plugin is asked for: one of the two, or the compiled one where it is built."""
+PLUGIN = "podwire-cni"
+
 _PARTS = ("", "lean", *(module.split(".")[1] for module in ENTRY_POINTS.values()))
 _MOST_SHEBANG_BYTES = 255
 """BINPRM_BUF_SIZE - 1, linux/binfmts.h."""
 _MODE = 0o755
+_BUILT = Path("shim/cni/native", PLUGIN)
+_START_S = 20
 
 
 class LauncherError(ValueError):
@@ -50,15 +60,56 @@ def text(name: str, python: str | None = None) -> str:
     )
 
 
-def write(directory: Path, names: Sequence[str] = tuple(ENTRY_POINTS), python: str | None = None) -> list[Path]:
+def content(name: str, python: str | None = None, client: str = "python") -> bytes:
+    """Return the content of an executable; `client`, as `choose_client` returned it, says which CNI plugin. LauncherError, OSError."""
+    if name == PLUGIN and client == "native":
+        return _built().read_bytes()
+    return text(name, python).encode()
+
+
+def write(
+    directory: Path, names: Sequence[str] = tuple(ENTRY_POINTS), python: str | None = None, client: str = "auto"
+) -> list[Path]:
     """Write executables into a directory, each whole or not at all; return their paths. Raise OSError, LauncherError."""
-    texts = {name: text(name, python) for name in names}
+    client = choose_client(client) if PLUGIN in names else client
+    contents = {name: content(name, python, client) for name in names}
     directory.mkdir(parents=True, exist_ok=True)
-    made = [directory / name for name in texts]
-    for path, content in zip(made, texts.values(), strict=True):
-        wholefile.write(path, content.encode(), _MODE)
+    made = [directory / name for name in contents]
+    for path, each in zip(made, contents.values(), strict=True):
+        wholefile.write(path, each, _MODE)
     precompile()
     return made
+
+
+def built_client() -> Path | None:
+    """Return the compiled CNI plugin of this package; None where it is not built."""
+    path = package_parent() / _BUILT
+    return path if path.is_file() else None
+
+
+def choose_client(asked: str) -> str:
+    """Return "native" or "python". LauncherError when the compiled one is asked for and not built, or does not start."""
+    if asked == "python" or (asked == "auto" and built_client() is None):
+        return "python"
+    path = _built()
+    remedy = f"build it anew for this machine (scripts/build-native.sh), or use the one in Python instead of {path}"
+    try:
+        done = subprocess.run([path, "--help"], capture_output=True, timeout=_START_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LauncherError(f"the compiled {PLUGIN} does not start ({error}): {remedy}") from None
+    if done.returncode:
+        raise LauncherError(f"the compiled {PLUGIN} does not start (exit status {done.returncode}): {remedy}")
+    return "native"
+
+
+def _built() -> Path:
+    found = built_client()
+    if found is None:
+        raise LauncherError(
+            f"the compiled {PLUGIN} is not built: there is no {package_parent() / _BUILT}. Run scripts/build-native.sh, "
+            "which needs cargo, in Podwire's source directory"
+        )
+    return found
 
 
 def precompile() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shutil
 import stat
 import subprocess
@@ -141,14 +142,74 @@ def test_it_writes_what_the_runtimes_need(tree: Tree) -> None:
     assert modes[manifest.PATH.lstrip("/")] == 0o600
 
 
-def test_what_it_wrote_runs(tree: Tree) -> None:
-    tree.run("containerd", "--yes")
+@pytest.mark.parametrize("client", ["python", "native"])
+def test_what_it_wrote_runs_and_is_the_plugin_asked_for(tree: Tree, client: str) -> None:
+    if client == "native":
+        need_native()
+    answer = tree.json("containerd", "--yes", "--cni-client", client)
+    assert answer["cni_client"] == client
+    assert tree.at("/usr/lib/cni/podwire-cni").read_bytes().startswith({"python": b"#!", "native": b"\x7fELF"}[client])
     environment = {"CNI_COMMAND": "VERSION"}
     done = subprocess.run(
         [tree.at("/usr/lib/cni/podwire-cni")], input='{"cniVersion": "1.0.0"}', env=environment, text=True,
         capture_output=True, check=True, timeout=30,
     )  # fmt: skip
     assert "1.0.0" in json.loads(done.stdout)["supportedVersions"]
+
+
+def need_native() -> None:
+    if launchers.built_client() is None:
+        pytest.skip("the compiled podwire-cni is not built: scripts/build-native.sh --require")
+
+
+def test_the_compiled_plugin_is_taken_where_it_is_built_and_named(tree: Tree) -> None:
+    need_native()
+    answer = tree.json("--dry-run")
+    assert answer["cni_client"] == "native"
+    (note,) = (each["note"] for each in answer["changes"] if each["path"].endswith("/podwire-cni"))
+    assert note == "the CNI plugin, for containerd: compiled"
+
+
+def test_another_plugin_replaces_the_first_and_goes_with_it(tree: Tree) -> None:
+    need_native()
+    before = tree.picture()
+    tree.run("--yes", "--cni-client", "python")
+    shown = tree.run("--yes", "--cni-client", "native").stdout
+    assert re.search(
+        r"changed +/usr/lib/cni/podwire-cni .*: compiled\)\n +a script of \d+ bytes.* → a program of", shown
+    )
+    assert all(line.isprintable() for line in shown.splitlines())
+    tree.run("--yes", "--remove")
+    assert tree.picture() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(None, "is not built: there is no"), (b"\x7fELF", "does not start"), (b"#!/bin/sh\nexit 3\n", "exit status 3")],
+)
+def test_a_compiled_plugin_that_cannot_be_is_refused(
+    copied: Path, tmp_path: Path, content: bytes | None, why: str
+) -> None:
+    """In a package without it, auto says so and takes the one in Python; a broken one is never passed over."""
+    built = copied / "shim/cni/native/podwire-cni"
+    built.unlink(missing_ok=True)
+    if content is not None:
+        built.write_bytes(content)
+        built.chmod(0o755)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); sys.dont_write_bytecode = True\n"
+        "from shim import launchers; print(launchers.choose_client(sys.argv[2]))"
+    )
+
+    def choose(client: str) -> str:
+        command = [sys.executable, "-I", "-c", code, str(copied), client]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
+
+    assert choose("python") == "python"
+    assert why in choose("native")
+    assert "scripts/build-native.sh" in choose("native")
+    assert choose("auto") == "python" if content is None else why in choose("auto")
 
 
 def test_done_again_it_changes_nothing(tree: Tree) -> None:
@@ -405,7 +466,7 @@ def test_a_damaged_manifest_is_named(tree: Tree) -> None:
 
 
 def test_a_launcher_names_the_interpreter_itself(tmp_path: Path) -> None:
-    (made,) = launchers.write(tmp_path / "bin", ["podwire-cni"])
+    (made,) = launchers.write(tmp_path / "bin", ["podwire-cni"], client="python")
     first = made.read_text().splitlines()[0]
     assert first == f"#!{os.path.realpath(sys.executable)} -IS"
     assert stat.S_IMODE(made.stat().st_mode) == 0o755
@@ -423,7 +484,7 @@ def test_a_launcher_names_the_interpreter_itself(tmp_path: Path) -> None:
 )
 def test_an_interpreter_that_cannot_be_is_refused(tmp_path: Path, python: str, why: str) -> None:
     with pytest.raises(launchers.LauncherError, match=why):
-        launchers.write(tmp_path, ["podwire-cni"], python)
+        launchers.write(tmp_path, ["podwire-cni"], python, client="python")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -64,6 +64,8 @@ class Change:
         """Return how its lines change, if it is changed."""
         if self.kind is not Kind.CHANGED or self.before is None or self.after is None:
             return ""
+        if _is_binary(self.before.content) or _is_binary(self.after.content):
+            return f"{_described(self.before.content)} → {_described(self.after.content)}"
         old, new = (
             content.decode(errors="replace").splitlines() for content in (self.before.content, self.after.content)
         )
@@ -108,6 +110,15 @@ def look(path: Path) -> Present | str | None:
         return None
     except OSError as error:
         raise InstallError(f"cannot read {path}: {error.strerror}; run this as root") from None
+
+
+def _is_binary(content: bytes) -> bool:
+    return b"\0" in content
+
+
+def _described(content: bytes) -> str:
+    kind = "program" if _is_binary(content) else "script"
+    return f"a {kind} of {len(content)} bytes, sha256 {digest(content)[:12]}"
 
 
 def _installed(root: Root, wanted: Wanted, manifest: Manifest, overwrite: bool) -> Change:

@@ -35,6 +35,13 @@ _COLOURS = {Kind.NEW: "green", Kind.CHANGED: "yellow", Kind.BLOCKED: "red", Kind
     "--mtu", "mtu_bytes", type=int, default=0, metavar="BYTES", help="MTU of Pods; 0, the default: the overlay's."
 )
 @click.option("--podman-default-network", is_flag=True, help="Let podman use the network where none is asked for.")
+@click.option(
+    "--cni-client",
+    type=click.Choice(launchers.CLIENTS),
+    default="auto",
+    show_default=True,
+    help="Which CNI plugin: the compiled one, the one in Python, or (auto) the compiled one where it is built.",
+)
 @click.option("--containerd-config", default=containerd.CONFIG, show_default=True, help="Where its configuration is.")
 @click.option(
     "--root",
@@ -43,7 +50,9 @@ _COLOURS = {Kind.NEW: "green", Kind.CHANGED: "yellow", Kind.BLOCKED: "red", Kind
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="Tree to install into instead of /, such as an image's. It needs Python and Podwire where they are here.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: {changes, pastes, warnings, steps, done}.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON: {changes, pastes, warnings, steps, cni_client, done}."
+)
 def install(removing: bool, dry_run: bool, yes: bool, directory: Path, as_json: bool, **wishes: object) -> None:
     """Make containerd and podman give their Pods the network of the router.
 
@@ -106,7 +115,10 @@ class _Run:
             {"path": each.path, "text": each.text, "purpose": each.purpose, "reason": each.reason}
             for each in drawn.pastes
         ]
-        answer = {"changes": files, "pastes": pastes, "warnings": drawn.warnings, "steps": drawn.steps, "done": done}
+        answer = {
+            "changes": files, "pastes": pastes, "warnings": drawn.warnings, "steps": drawn.steps,
+            "cni_client": drawn.cni_client or None, "done": done,
+        }  # fmt: skip
         click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
 
 

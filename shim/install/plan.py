@@ -30,6 +30,8 @@ class Wishes:
     mtu_bytes: int = 0
     podman_default_network: bool = False
     containerd_config: str = containerd.CONFIG
+    cni_client: str = "auto"
+    """Of launchers.CLIENTS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,14 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
     """What is to be done afterwards."""
+    cni_client: str = ""
+    """Which CNI plugin was chosen: native or python; empty where none is installed."""
 
-    def add(self, path: str, content: str, purpose: str, mode: int = _MODE) -> None:
+    def add(self, path: str, content: str | bytes, purpose: str, mode: int = _MODE) -> None:
         """Want a file; one that is wanted for two reasons is wanted once."""
         if all(file.path != path for file in self.files):
-            self.files.append(Wanted(path, content.encode(), mode, purpose))
+            found = content if isinstance(content, bytes) else content.encode()
+            self.files.append(Wanted(path, found, mode, purpose))
 
 
 def draw(root: Root, wishes: Wishes) -> Plan:
@@ -86,7 +91,7 @@ def _for_containerd(root: Root, plan: Plan, wishes: Wishes, found: Containerd | 
         found = Containerd(
             "", wishes.containerd_config, False, 2, (), containerd.SOCKET, cni.CONF_DIR, ("/opt/cni/bin",), {}
         )
-    _add_plugin(plan, found.bin_dirs[:1], "the CNI plugin, for containerd")
+    _add_plugin(plan, wishes, found.bin_dirs[:1], "containerd")
     _add_launcher(plan, containerd.SHIM_DIRECTORY, containerd.SHIM, "the shim, for the runtime handler `podwire`")
     _add_conflist(root, plan, found.conf_dir, conflist)
     if not root.program(containerd.STOCK_SHIM):
@@ -122,7 +127,7 @@ def _for_podman(root: Root, plan: Plan, wishes: Wishes, found: Podman | None, co
         planned = {os.path.dirname(file.path) for file in plan.files if file.path.endswith(f"/{cni.PLUGIN}")}  # noqa: PTH120
         if not planned & set(found.cni_dirs):
             there = [directory for directory in found.cni_dirs if root.at(directory).is_dir()]
-            _add_plugin(plan, (there or list(found.cni_dirs))[:1], "the CNI plugin, for podman")
+            _add_plugin(plan, wishes, (there or list(found.cni_dirs))[:1], "podman")
         _add_conflist(root, plan, found.conf_dir, conflist, ordered=False)
         if found.backend == "netavark":
             plan.warnings.append(
@@ -136,16 +141,26 @@ def _for_podman(root: Root, plan: Plan, wishes: Wishes, found: Podman | None, co
     plan.steps.append(f"podman run --network none --annotation {podman.ANNOTATION}=true IMAGE, without CNI")
 
 
-def _add_plugin(plan: Plan, directories: Sequence[str], purpose: str) -> None:
+def _add_plugin(plan: Plan, wishes: Wishes, directories: Sequence[str], runtime: str) -> None:
+    try:
+        plan.cni_client = launchers.choose_client(wishes.cni_client)
+    except launchers.LauncherError as error:
+        raise InstallError(str(error)) from None
+    which = "compiled" if plan.cni_client == "native" else "in Python"
+    if plan.cni_client == "python" and wishes.cni_client == "auto":
+        which += ", since the compiled one is not built"
     for directory in directories:
-        _add_launcher(plan, directory, cni.PLUGIN, purpose)
+        _add_launcher(plan, directory, cni.PLUGIN, f"the CNI plugin, for {runtime}: {which}")
 
 
 def _add_launcher(plan: Plan, directory: str, name: str, purpose: str) -> None:
     try:
-        plan.add(f"{directory}/{name}", launchers.text(name), purpose, _PROGRAM_MODE)
+        content = launchers.content(name, client=plan.cni_client)
     except launchers.LauncherError as error:
         raise InstallError(str(error)) from None
+    except OSError as error:
+        raise InstallError(f"cannot read {error.filename}: {error.strerror}") from None
+    plan.add(f"{directory}/{name}", content, purpose, _PROGRAM_MODE)
 
 
 def _add_conflist(root: Root, plan: Plan, directory: str, conflist: str, *, ordered: bool = True) -> None:

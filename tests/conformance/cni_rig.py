@@ -9,11 +9,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from shim import launchers
 from shim.lab import netns
 from shim.lab.node import LabNode
 
 STOCK = Path("/usr/lib/cni")
 """Where Debian has the plugins of containernetworking-plugins."""
+
+
+CLIENTS = ("python", "native")
+
+
+def need(client: str) -> None:
+    """Skip the test, aloud, where it wants the compiled plugin and that is not built."""
+    if client == "native" and launchers.built_client() is None:
+        pytest.skip("the compiled podwire-cni is not built: scripts/build-native.sh --require")
+
+
+def executable_of(client: str, directory: Path) -> Path:
+    """Return our plugin, of the one kind or the other."""
+    need(client)
+    (made,) = launchers.write(directory, [launchers.PLUGIN], client=client)
+    return made
 
 
 @dataclass(frozen=True)

@@ -31,14 +31,14 @@ class Network:
         return configuration
 
 
-def write_programs(directory: Path) -> Path:
+def write_programs(directory: Path, client: str = "auto") -> Path:
     """Make a directory with our executables, and links to the stock plugins beside them; return it."""
     directory.mkdir()
     if not STOCK_PLUGINS.is_dir():
         raise MissingPart(f"no CNI plugins in {STOCK_PLUGINS}; run scripts/conformance-setup.sh")
     for plugin in STOCK_PLUGINS.iterdir():
         (directory / plugin.name).symlink_to(plugin)
-    launchers.write(directory)
+    launchers.write(directory, client=client)
     return directory
 
 

@@ -21,7 +21,7 @@ from shim.client import ClientError
 from shim.lab import Lab, netns
 from shim.lab.node import LabNode
 from tests.accounts import assert_balanced, eventually
-from tests.conformance.cni_rig import STOCK, Plugin, Said, Sandbox, chain
+from tests.conformance.cni_rig import CLIENTS, STOCK, Plugin, Said, Sandbox, chain, executable_of
 from tests.crowd import interfaces, namespaces, path
 
 pytestmark = pytest.mark.netns
@@ -30,10 +30,15 @@ VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 HEAVY = frozenset("grpc google typing enum re dataclasses json json.decoder socket subprocess click pathlib".split())
 
 
+@pytest.fixture(scope="module", params=CLIENTS)
+def executable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each of the two: whatever one does, the other does too."""
+    return executable_of(request.param, tmp_path_factory.mktemp("bin"))
+
+
 @pytest.fixture(scope="module")
-def executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    (made,) = launchers.write(tmp_path_factory.mktemp("bin"), ["podwire-cni"])
-    return made
+def python_executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return executable_of("python", tmp_path_factory.mktemp("bin"))
 
 
 @pytest.fixture
@@ -350,7 +355,7 @@ def test_status_is_ready(plugin: Plugin) -> None:
 
 
 def test_status_says_when_addresses_are_exhausted(make_lab: Callable[..., Lab], executable: Path) -> None:
-    lab = make_lab(nodes=1, pods=0)
+    lab = make_lab(nodes=1, pods=0, router_args=("--address-rest-s", "0"))
     node = lab.nodes[0]
     lab.write_subnets({node.name: (node.endpoint, ["10.42.1.0/30", "fd42:0:0:1::/64"])})
     config = {"cniVersion": "1.1.0", "name": "net", "type": "podwire-cni", "socket": str(node.socket)}
@@ -556,7 +561,7 @@ def test_run_by_hand_it_explains_itself(executable: Path) -> None:
     assert done.returncode == 0
 
 
-def test_what_it_imports_is_little(executable: Path, tmp_path: Path) -> None:
+def test_what_it_imports_is_little() -> None:
     """Its start is most of its time: neither gRPC nor what costs as much may come back."""
     code = f"import sys; sys.path.insert(0, {str(launchers.package_parent())!r}); import shim.cni.main; print(*sys.modules)"
     done = subprocess.run(
@@ -566,12 +571,12 @@ def test_what_it_imports_is_little(executable: Path, tmp_path: Path) -> None:
     assert "shim.lean.call" in done.stdout.split()
 
 
-def test_what_a_delete_imports_is_little(plugin: Plugin, sandboxes: list[Sandbox]) -> None:
+def test_what_a_delete_imports_is_little(node: LabNode, python_executable: Path) -> None:
     """Nor may a whole DEL import it on its way, its configuration read and the router asked."""
-    config = json.dumps(plugin.config).encode()
-    command = [launchers.interpreter(), "-X", "importtime", "-IS", str(plugin.executable)]
-    environ = {"CNI_COMMAND": "DEL", **sandboxes[0].environment}
-    done = netns.run(plugin.node.netns_path, command, input=config, env=environ, text=False, timeout=60)
+    config = json.dumps({"cniVersion": "1.0.0", "name": "net", "socket": str(node.socket)}).encode()
+    command = [launchers.interpreter(), "-X", "importtime", "-IS", str(python_executable)]
+    environ = {"CNI_COMMAND": "DEL", **Sandbox("none", "").environment}
+    done = netns.run(node.netns_path, command, input=config, env=environ, text=False, timeout=60)
     assert (done.returncode, done.stdout) == (0, b"")
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.decode().splitlines()}
     assert {"shim.lean.call", "_socket"} <= imported

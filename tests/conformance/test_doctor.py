@@ -588,14 +588,36 @@ def test_a_launcher_that_cannot_start_is_named(installed: Tree, old: str, new: s
 
 def test_a_launcher_that_breaks_down_is_named(tmp_path: Path) -> None:
     """On the node itself, where programs are run."""
-    (plugin,) = launchers.write(tmp_path / "bin", ["podwire-cni"])
+    (plugin,) = launchers.write(tmp_path / "bin", ["podwire-cni"], client="python")
     plugin.write_text(plugin.read_text().replace("shim.cni.main", "shim.cni.nothing"))
-    (tmp_path / "net.d").mkdir()
-    (tmp_path / "net.d/10-x.conflist").write_text('{"plugins": [{"type": "podwire-cni"}]}')
-    config = f'version = 2\n[plugins."io.containerd.grpc.v1.cri".cni]\nbin_dir = "{plugin.parent}"\nconf_dir = "{tmp_path}/net.d"\n'
-    (tmp_path / "config.toml").write_text(config)
-    found = examine("--containerd-config", str(tmp_path / "config.toml"))
+    found = examine_with(tmp_path, plugin)
     assert "No module named" in found.one("containerd", "podwire-cni does not start")["what"]
+
+
+@pytest.mark.skipif(
+    launchers.built_client() is None, reason="no compiled podwire-cni: scripts/build-native.sh --require"
+)
+def test_a_compiled_plugin_is_recognized(tmp_path: Path) -> None:
+    """That it starts; that it is not the one of this Podwire; that it is of another machine."""
+    (plugin,) = launchers.write(tmp_path / "bin", ["podwire-cni"], client="native")
+    whole = [each for each in examine_with(tmp_path, plugin).findings if "which is compiled, starts" in each["what"]]
+    assert [each["verdict"] for each in whole] == ["ok"]
+    content = plugin.read_bytes()
+    plugin.write_bytes(content + b"\0")
+    finding = examine_with(tmp_path, plugin).one("containerd", "not the one that this Podwire has")
+    assert (finding["verdict"], finding["remedy"]) == ("warn", "podwire install containerd")
+    plugin.write_bytes(content[:18] + b"\xf7\x00" + content[20:])  # e_machine: BPF, which no CPU runs
+    finding = examine_with(tmp_path, plugin).one("containerd", "does not start: Exec format error")
+    assert (finding["verdict"], "scripts/build-native.sh" in finding["remedy"]) == ("fail", True)
+
+
+def examine_with(directory: Path, plugin: Path) -> Examined:
+    """Examine this node as if containerd took its CNI plugins from the directory of this one."""
+    (directory / "net.d").mkdir(exist_ok=True)
+    (directory / "net.d/10-x.conflist").write_text('{"plugins": [{"type": "podwire-cni"}]}')
+    config = f'version = 2\n[plugins."io.containerd.grpc.v1.cri".cni]\nbin_dir = "{plugin.parent}"\nconf_dir = "{directory}/net.d"\n'
+    (directory / "config.toml").write_text(config)
+    return examine("--containerd-config", str(directory / "config.toml"))
 
 
 def test_a_hook_that_is_none_is_named(installed: Tree) -> None:

@@ -17,6 +17,7 @@ import pytest
 from shim.lab import Lab, netns
 from shim.lab.node import LabNode
 from tests.conformance import network, parts, who
+from tests.conformance.cni_rig import CLIENTS, need
 from tests.conformance.remnants import Census
 from tests.conftest import LabMaker
 
@@ -70,8 +71,8 @@ def lab(make_lab: LabMaker) -> Lab:
     return make_lab(nodes=2, pods=0, outside=True)
 
 
-@pytest.fixture
-def driver(lab: Lab, tmp_path: Path) -> Iterator[Driver]:
+@pytest.fixture(params=CLIENTS)
+def driver(request: pytest.FixtureRequest, lab: Lab, tmp_path: Path) -> Iterator[Driver]:
     if not parts.DRIVER.exists():
         pytest.skip("no libcni driver here: scripts/conformance-setup.sh has not run")
     node = lab.nodes[0]
@@ -82,7 +83,8 @@ def driver(lab: Lab, tmp_path: Path) -> Iterator[Driver]:
         {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
         {"type": "tuning", "sysctl": {"net.ipv4.ip_unprivileged_port_start": "7"}},
     )
-    network.write_programs(tmp_path / "bin")
+    need(request.param)
+    network.write_programs(tmp_path / "bin", request.param)
     network.Network("chain", chain).write(tmp_path / "net.d")
     name = f"{lab.name}-cni"
     netns.create(name)
