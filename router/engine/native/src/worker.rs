@@ -9,7 +9,7 @@ use std::thread;
 
 use crate::exceptions::Exception;
 use crate::forwarder::{BATCH_BYTES, BATCH_PACKETS, Forwarder, Pause};
-use crate::kernel::{Errno, Linux, Poller, WOKEN, now_ns};
+use crate::kernel::{self, Errno, Linux, Poller, WOKEN, now_ns};
 use crate::model::{Origin, Slot};
 use crate::spin::{Spin, Spinning};
 
@@ -94,10 +94,14 @@ impl Worker {
     pub fn run(&self) {
         let mut ready = Vec::new();
         let mut spin = Spin::new(self.spinning);
+        kernel::let_others_finish();
         while !self.stopping.load(Acquire) {
             let due_ms = self.resume();
             let spins = spin.goes_on();
             self.poller.wait(&mut ready, if spins { 0 } else { due_ms });
+            if ready.is_empty() && spins {
+                spin.make_way();
+            }
             let mut reads = 0;
             for &token in &ready {
                 if token == WOKEN {
