@@ -35,12 +35,16 @@ lint: ## check format, style, types and that generated files are fresh
 	@echo "[lint] ruff check"; ruff check --quiet .
 	@echo "[lint] mypy"; mypy --no-error-summary
 	@echo "[lint] proto/generate.py --check"; python proto/generate.py --check
+	@if command -v cargo >/dev/null; then \
+		echo "[lint] cargo fmt"; cargo fmt --check; \
+		echo "[lint] cargo clippy"; cargo clippy --quiet --locked --workspace --all-targets -- -D warnings; \
+	else echo "[lint] no cargo here: the Rust sources were not looked at"; fi
 
 format: ## format the code, and mend what ruff can
 	@scripts/setup.sh dev
-	@ruff check --fix --quiet . || left=$$?; ruff format --quiet .; exit $${left:-0}
+	@ruff check --fix --quiet . || left=$$?; ruff format --quiet .; if command -v cargo >/dev/null; then cargo fmt; fi; exit $${left:-0}
 
-bench: need-root ## measure Podwire beside kernel VXLAN and others (root, some minutes); ARGS="--quick" for less; also writes benchmarks/results/latest.{json,svg}
+bench: need-root ## measure each engine beside kernel VXLAN and others (root, 35 minutes); ARGS=--promises or ARGS=--quick for less; also writes benchmarks/results/latest.{json,svg}
 	@scripts/setup.sh dev bench
 	@mkdir -p benchmarks/results
 	@python -m benchmarks --json benchmarks/results/latest.json --plot benchmarks/results/latest.svg $(ARGS)

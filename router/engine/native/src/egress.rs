@@ -21,7 +21,7 @@ use crate::exceptions::{Exception, Party};
 use crate::forwarder::{BATCH_BYTES, Forwarder, Settings};
 use crate::kernel::{EAGAIN, EINTR, Kernel};
 use crate::model::{DropReason, Origin, Slot, Way};
-use crate::sender::Datagrams;
+use crate::sender::{Datagrams, Train};
 use crate::view::{Peer, Port};
 use crate::wire::geneve;
 use crate::wire::packet::*;
@@ -64,7 +64,9 @@ impl Run {
     fn takes(&self, peer: Slot, at: usize, end: usize, most: usize) -> bool {
         match self.peer {
             None => true,
-            Some(mine) => mine == peer && end - at <= self.step && self.count < most && end - self.start <= MAX_TRAIN_BYTES,
+            Some(mine) => {
+                mine == peer && end - at <= self.step && self.count < most && end - self.start <= MAX_TRAIN_BYTES
+            }
         }
     }
 
@@ -109,18 +111,27 @@ impl<K: Kernel> Forwarder<K> {
         reads
     }
 
-    fn drain(&mut self, slot: Slot, port: &Arc<Port>, space: &mut EgressSpace, most: usize, most_bytes: usize) -> usize {
+    fn drain(
+        &mut self,
+        slot: Slot,
+        port: &Arc<Port>,
+        space: &mut EgressSpace,
+        most: usize,
+        most_bytes: usize,
+    ) -> usize {
         let source = Origin::Port(slot);
         let (mut at, mut reads, mut read_bytes) = (0, 0, 0);
         while reads < most && read_bytes < most_bytes {
-            let size = match self.kernel.read(port.fd, &mut space.buffer[at + FRAME_AT..at + HEADER + MAX_PACKET_BYTES]) {
+            let size = match self.kernel.read(port.fd, &mut space.buffer[at + FRAME_AT..at + HEADER + MAX_PACKET_BYTES])
+            {
                 Ok(size) => size,
                 Err(EAGAIN) => break,
                 Err(EINTR) => continue,
                 Err(errno) => {
                     // EBADFD: the device is gone with its namespace (tun_chr_read_iter).
                     if !port.lost.swap(true, Relaxed) {
-                        self.slow_path.push(Exception::AttachmentLost { port: Party { slot, serial: port.serial }, errno });
+                        self.slow_path
+                            .push(Exception::AttachmentLost { port: Party { slot, serial: port.serial }, errno });
                     }
                     break;
                 }
@@ -227,23 +238,31 @@ impl<K: Kernel> Forwarder<K> {
 
     // Super-packets
 
-    fn send_super_packet(&mut self, slot: Slot, space: &mut EgressSpace, frame: &Frame, shape: &Shape, to: Slot, peer: &Arc<Peer>) {
+    fn send_super_packet(
+        &mut self,
+        slot: Slot,
+        space: &mut EgressSpace,
+        frame: &Frame,
+        shape: &Shape,
+        to: Slot,
+        peer: &Arc<Peer>,
+    ) {
         let EgressSpace { buffer, splitter, .. } = space;
         let packet = &buffer[frame.at + HEADER..frame.end];
         let payload_bytes = packet.len() - shape.header_bytes;
-        let encap_bytes = if peer.offload { HEADER } else { geneve::BASE_BYTES };
         let mut start = 0;
         loop {
             let cut = splitter.cut(packet, &frame.header, &frame.vnet, shape, peer.offload, start);
             let mut pieces = Pieces::new();
-            let train = match splitter.flat(&cut) {
+            let datagrams = match splitter.flat(&cut) {
                 Some(bytes) => Datagrams::Flat(bytes),
                 None => {
                     splitter.pieces(&cut, packet, &mut pieces);
                     Datagrams::Gathered(&pieces)
                 }
             };
-            self.send_counted(slot, to, peer, train, (cut.row_bytes, cut.packets, cut.bytes), encap_bytes, packet);
+            let train = Train { datagrams, step: cut.row_bytes, packets: cut.packets, bytes: cut.bytes };
+            self.send_counted(slot, to, peer, &train, packet);
             start = cut.end;
             if start >= payload_bytes {
                 return;
@@ -252,20 +271,18 @@ impl<K: Kernel> Forwarder<K> {
     }
 
     /// Send a train and count its fate; `packet` is what an ICMP error about it would quote.
-    fn send_counted(
-        &mut self, slot: Slot, to: Slot, peer: &Arc<Peer>, train: Datagrams,
-        (step, packets, bytes): (usize, usize, usize), encap_bytes: usize, packet: &[u8],
-    ) {
-        let (sent, failure) = self.send_train(to, peer, train, step, packets);
+    fn send_counted(&mut self, slot: Slot, to: Slot, peer: &Peer, train: &Train, packet: &[u8]) {
+        let encap_bytes = if peer.offload { HEADER } else { geneve::BASE_BYTES };
+        let (sent, failure) = self.send_train(to, peer, train);
         let source = Origin::Port(slot);
         self.tally(source).tunnelled_packets += sent as u64;
         let tally = self.tally(Origin::Peer(to));
         tally.sent_packets += sent as u64;
         tally.sent_bytes += match failure {
-            None => bytes - sent * encap_bytes,
-            Some(_) => sent * (step - encap_bytes),
+            None => train.bytes - sent * encap_bytes,
+            Some(_) => sent * (train.step - encap_bytes),
         } as u64;
-        let lost = (packets - sent) as u64;
+        let lost = (train.packets - sent) as u64;
         match failure {
             None => {}
             Some(DropReason::TooBig) => {
@@ -292,9 +309,10 @@ impl<K: Kernel> Forwarder<K> {
         let header = geneve::encode_plain(self.settings.vni, frame.header.version);
         space.buffer[start..packet_at].copy_from_slice(&header);
         let datagram = &space.buffer[start..frame.end];
-        let size = datagram.len();
+        let train =
+            Train { datagrams: Datagrams::Flat(datagram), step: datagram.len(), packets: 1, bytes: datagram.len() };
         let packet = &space.buffer[packet_at..frame.end];
-        self.send_counted(slot, to, peer, Datagrams::Flat(datagram), (size, 1, size), geneve::BASE_BYTES, packet);
+        self.send_counted(slot, to, peer, &train, packet);
         frame.at
     }
 
@@ -329,7 +347,8 @@ impl<K: Kernel> Forwarder<K> {
         let Some(peer) = self.place.peer(to).cloned() else { return };
         let datagrams = &space.buffer[start..end];
         let first = &datagrams[HEADER..step];
-        self.send_counted(slot, to, &peer, Datagrams::Flat(datagrams), (step, count, end - start), HEADER, first);
+        let train = Train { datagrams: Datagrams::Flat(datagrams), step, packets: count, bytes: end - start };
+        self.send_counted(slot, to, &peer, &train, first);
     }
 
     // Packets larger than the way, which IPv4 lets a router cut

@@ -34,11 +34,23 @@ pub enum Exception {
         path: Option<Party>,
     },
     /// The kernel knows a smaller path MTU to this peer than we do.
-    PathTooSmall { peer: Party },
-    AttachmentLost { port: Party, errno: i32 },
-    OffloadFailed { feature: &'static str, peer: Option<Party>, errno: i32 },
+    PathTooSmall {
+        peer: Party,
+    },
+    AttachmentLost {
+        port: Party,
+        errno: i32,
+    },
+    OffloadFailed {
+        feature: &'static str,
+        peer: Option<Party>,
+        errno: i32,
+    },
     /// A thread met a bug; it has begun afresh.
-    Failed { thread: usize, why: String },
+    Failed {
+        thread: usize,
+        why: String,
+    },
 }
 
 #[derive(Default)]

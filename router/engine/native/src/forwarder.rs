@@ -104,7 +104,13 @@ pub struct Forwarder<K> {
 }
 
 impl<K: Kernel> Forwarder<K> {
-    pub fn new(thread: usize, settings: Arc<Settings>, kernel: K, slow_path: Arc<SlowPath>, sabotage: Arc<AtomicBool>) -> Self {
+    pub fn new(
+        thread: usize,
+        settings: Arc<Settings>,
+        kernel: K,
+        slow_path: Arc<SlowPath>,
+        sabotage: Arc<AtomicBool>,
+    ) -> Self {
         let mut forwarder = Forwarder {
             thread,
             kernel,
@@ -156,7 +162,8 @@ impl<K: Kernel> Forwarder<K> {
         for (slot, port) in place.ports.iter().enumerate() {
             let same = self.place.port(slot).map(|port| port.serial) == port.as_ref().map(|port| port.serial);
             if !same {
-                self.shapers[slot] = port.as_ref().and_then(|port| port.egress).map(|limit| Bucket::new(shaped(limit), now_s));
+                self.shapers[slot] =
+                    port.as_ref().and_then(|port| port.egress).map(|limit| Bucket::new(shaped(limit), now_s));
             }
         }
         self.place = place;
@@ -202,7 +209,15 @@ impl<K: Kernel> Forwarder<K> {
     // Exceptions
 
     /// Count packets as dropped, and let the sender be told about the one at hand.
-    pub fn refuse(&mut self, source: Origin, packet: &[u8], reason: DropReason, packets: u64, mtu_bytes: usize, path: Option<Party>) {
+    pub fn refuse(
+        &mut self,
+        source: Origin,
+        packet: &[u8],
+        reason: DropReason,
+        packets: u64,
+        mtu_bytes: usize,
+        path: Option<Party>,
+    ) {
         self.tally(source).drop(reason, packets);
         let (per_s, now_ns) = (self.settings.icmp_errors_per_s, self.kernel.now_ns());
         let allowed = self.account(source).is_some_and(|account| account.may_tell(per_s, now_ns));
@@ -232,7 +247,13 @@ impl<K: Kernel> Forwarder<K> {
     /// Cut an IPv4 packet for a smaller link and send the pieces; the first failure ends it.
     ///
     /// `partial` is where a checksum is still to be finished, as only whole packets can be.
-    pub fn forward_in_fragments(&mut self, packet: &[u8], partial: Option<(u16, u16)>, way: Way, mtu_bytes: usize) -> Result<(), DropReason> {
+    pub fn forward_in_fragments(
+        &mut self,
+        packet: &[u8],
+        partial: Option<(u16, u16)>,
+        way: Way,
+        mtu_bytes: usize,
+    ) -> Result<(), DropReason> {
         let mut whole = packet.to_vec();
         if let Some((start, offset)) = partial
             && !finish_checksum(&mut whole, start, offset)
@@ -272,7 +293,13 @@ impl<K: Kernel> Forwarder<K> {
     }
 
     /// Write a frame (virtio header, IP packet) to a TUN and count it.
-    pub fn write(&mut self, slot: Slot, frame: &[IoSlice], packets: u64, packet_bytes: usize) -> Result<(), DropReason> {
+    pub fn write(
+        &mut self,
+        slot: Slot,
+        frame: &[IoSlice],
+        packets: u64,
+        packet_bytes: usize,
+    ) -> Result<(), DropReason> {
         let Some(port) = self.place.port(slot) else { return Err(DropReason::AttachmentDown) };
         if !admitted(port, &mut self.kernel, packet_bytes) {
             return Err(DropReason::RateLimited);

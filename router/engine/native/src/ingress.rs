@@ -47,6 +47,14 @@ impl IngressSpace {
     }
 }
 
+/// A train that came from a known peer, from the headroom to `end`: datagrams of `step` bytes.
+#[derive(Clone, Copy)]
+struct Received {
+    peer: Slot,
+    end: usize,
+    step: usize,
+}
+
 /// A datagram of a known peer: where it lies in the buffer, and what its headers say.
 struct Datagram {
     at: usize,
@@ -92,7 +100,7 @@ impl<K: Kernel> Forwarder<K> {
         let peer = arrival.from.as_ref().and_then(|from| self.place.sender(from));
         let whole = size > 0 && !arrival.truncated;
         if let (Some(peer), true) = (peer, whole) {
-            self.deliver(space, peer, HEADROOM + size, arrival.segment_bytes);
+            self.deliver(space, Received { peer, end: HEADROOM + size, step: arrival.segment_bytes });
             return;
         }
         let (tally, reason) = match peer {
@@ -106,7 +114,8 @@ impl<K: Kernel> Forwarder<K> {
     }
 
     /// Deliver every datagram of a train, runs of them joined.
-    fn deliver(&mut self, space: &mut IngressSpace, peer: Slot, end: usize, step: usize) {
+    fn deliver(&mut self, space: &mut IngressSpace, received: Received) {
+        let Received { peer, end, step } = received;
         let source = Origin::Peer(peer);
         self.tally(source).received_frames += 1;
         let mut at = HEADROOM;
@@ -134,7 +143,7 @@ impl<K: Kernel> Forwarder<K> {
             };
             let datagram = Datagram { at, end: after, encap, header };
             at = match self.way(header.addresses, source) {
-                Way::Local(to) => self.deliver_to(space, peer, to, &datagram, end, step),
+                Way::Local(to) => self.deliver_to(space, received, to, &datagram),
                 Way::Drop(reason) => {
                     self.tally(source).drop(reason, 1);
                     after
@@ -153,7 +162,8 @@ impl<K: Kernel> Forwarder<K> {
     }
 
     /// Write a datagram, with those that continue it, to an attachment; return where the next begins.
-    fn deliver_to(&mut self, space: &mut IngressSpace, peer: Slot, to: Slot, datagram: &Datagram, end: usize, step: usize) -> usize {
+    fn deliver_to(&mut self, space: &mut IngressSpace, received: Received, to: Slot, datagram: &Datagram) -> usize {
+        let Received { peer, end, step } = received;
         let source = Origin::Peer(peer);
         let Datagram { at, end: after, encap, header } = datagram;
         let (packet_at, packet_bytes) = (datagram.packet_at(), datagram.packet_bytes());
@@ -186,15 +196,18 @@ impl<K: Kernel> Forwarder<K> {
             decrement_hop_limit(&mut space.buffer[packet_at..]);
         }
         if packet_bytes > mtu_bytes {
-            let outcome = self.forward_in_fragments(&space.buffer[packet_at..*after], partial, Way::Local(to), mtu_bytes);
+            let outcome =
+                self.forward_in_fragments(&space.buffer[packet_at..*after], partial, Way::Local(to), mtu_bytes);
             self.settle_in(source, outcome, 1);
             return *after;
         }
         if let Some((shape, count)) = joined {
-            return self.write_joined(space, peer, to, datagram, &shape, count, end, step);
+            return self.write_joined(space, received, to, datagram, &shape, count);
         }
         let vnet = match partial {
-            Some((csum_start, csum_offset)) => VnetHeader { flags: NEEDS_CSUM, csum_start, csum_offset, ..Default::default() },
+            Some((csum_start, csum_offset)) => {
+                VnetHeader { flags: NEEDS_CSUM, csum_start, csum_offset, ..Default::default() }
+            }
             None => VnetHeader::default(),
         };
         let start = packet_at - VNET_BYTES;
@@ -205,11 +218,16 @@ impl<K: Kernel> Forwarder<K> {
     }
 
     /// Write `count` datagrams as one super-packet; return where the next begins.
-    #[allow(clippy::too_many_arguments)]
     fn write_joined(
-        &mut self, space: &mut IngressSpace, peer: Slot, to: Slot, datagram: &Datagram, shape: &Shape, count: usize, end: usize,
-        step: usize,
+        &mut self,
+        space: &mut IngressSpace,
+        received: Received,
+        to: Slot,
+        datagram: &Datagram,
+        shape: &Shape,
+        count: usize,
     ) -> usize {
+        let Received { peer, end, step } = received;
         let IngressSpace { buffer, merger, joined } = space;
         let Datagram { at, end: after, encap, header } = datagram;
         let train = Train { bytes: &buffer[..end], step };

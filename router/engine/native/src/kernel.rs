@@ -211,7 +211,8 @@ pub fn socket_drops(socket: RawFd) -> u32 {
     let mut memory = [0u32; 16];
     let mut size = mem::size_of_val(&memory) as u32;
     // SAFETY: the kernel writes at most `size` bytes into `memory`.
-    let failed = unsafe { libc::getsockopt(socket, libc::SOL_SOCKET, SO_MEMINFO, memory.as_mut_ptr().cast(), &mut size) };
+    let failed =
+        unsafe { libc::getsockopt(socket, libc::SOL_SOCKET, SO_MEMINFO, memory.as_mut_ptr().cast(), &mut size) };
     if failed == 0 && size as usize > 4 * SK_MEMINFO_DROPS { memory[SK_MEMINFO_DROPS] } else { 0 }
 }
 
@@ -227,8 +228,9 @@ pub const WOKEN: u64 = u64::MAX;
 impl Poller {
     pub fn new() -> std::io::Result<Self> {
         // SAFETY: no pointers; each returns an fd that is ours, or -1.
-        let (epoll, wake) =
-            unsafe { (libc::epoll_create1(libc::EPOLL_CLOEXEC), libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)) };
+        let (epoll, wake) = unsafe {
+            (libc::epoll_create1(libc::EPOLL_CLOEXEC), libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))
+        };
         let poller = Poller { epoll, wake };
         if epoll < 0 || wake < 0 {
             return Err(std::io::Error::last_os_error());

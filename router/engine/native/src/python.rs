@@ -124,19 +124,21 @@ impl Core {
     ))]
     #[allow(clippy::too_many_arguments)]
     fn new(
-        socket: RawFd, threads: usize, vni: u32, mtu_bytes: usize, icmp_errors_per_s: u32, max_segments: usize,
-        tun_checksum: bool, tun_tso: bool, tun_uso: bool, udp_segment: bool, spin_ns: u64, spin_percent: u64,
+        socket: RawFd,
+        threads: usize,
+        vni: u32,
+        mtu_bytes: usize,
+        icmp_errors_per_s: u32,
+        max_segments: usize,
+        tun_checksum: bool,
+        tun_tso: bool,
+        tun_uso: bool,
+        udp_segment: bool,
+        spin_ns: u64,
+        spin_percent: u64,
     ) -> PyResult<Self> {
-        let settings = Settings {
-            vni,
-            mtu_bytes,
-            icmp_errors_per_s,
-            max_segments,
-            tun_checksum,
-            tun_tso,
-            tun_uso,
-            udp_segment,
-        };
+        let settings =
+            Settings { vni, mtu_bytes, icmp_errors_per_s, max_segments, tun_checksum, tun_tso, tun_uso, udp_segment };
         let spinning = Spinning { look_ns: spin_ns, share_percent: spin_percent };
         Ok(Core(Engine::new(settings, socket, threads, spinning)?))
     }
@@ -144,8 +146,13 @@ impl Core {
     /// Swap a snapshot in: prefixes (packed, bits, value), what values lead to (kind, a peer's slot), peers (slot, serial,
     /// packed address, port, offload), whether Pods may leave, the node's addresses.
     fn replace_routes(
-        &self, py: Python, prefixes: Vec<(Vec<u8>, u32, u32)>, leads: Vec<(u8, Slot)>,
-        peers: Vec<(Slot, u64, Vec<u8>, u16, bool)>, egress: bool, node_addresses: Vec<Vec<u8>>,
+        &self,
+        py: Python,
+        prefixes: Vec<(Vec<u8>, u32, u32)>,
+        leads: Vec<(u8, Slot)>,
+        peers: Vec<(Slot, u64, Vec<u8>, u16, bool)>,
+        egress: bool,
+        node_addresses: Vec<Vec<u8>>,
     ) -> PyResult<()> {
         let lead = |(kind, slot): (u8, Slot)| match kind {
             1 => Leads::OwnSubnet,
@@ -171,8 +178,15 @@ impl Core {
     /// Carry packets of an attachment; return its serial. Raise OSError where the fd cannot be waited for.
     #[allow(clippy::too_many_arguments)]
     fn attach(
-        &self, py: Python, slot: Slot, fd: RawFd, addresses: Vec<Vec<u8>>, is_node: bool, mtu_bytes: usize,
-        ingress: Option<Rate>, egress: Option<Rate>,
+        &self,
+        py: Python,
+        slot: Slot,
+        fd: RawFd,
+        addresses: Vec<Vec<u8>>,
+        is_node: bool,
+        mtu_bytes: usize,
+        ingress: Option<Rate>,
+        egress: Option<Rate>,
     ) -> PyResult<u64> {
         let addresses = addresses.iter().map(|packed| address(packed)).collect::<PyResult<_>>()?;
         let port = NewPort { slot, fd, addresses, is_node, mtu_bytes, ingress: limit(ingress), egress: limit(egress) };

@@ -13,7 +13,14 @@ use crate::view::Peer;
 /// Longest wait for room in the socket: back-pressure fills the TUN's ring, where the sender's stack sees it.
 const BUSY_WAIT_MS: i32 = 1;
 
-/// Datagrams of `step` bytes, the last perhaps shorter.
+/// One send: `packets` datagrams of `step` bytes, the last perhaps shorter, `bytes` in all.
+pub struct Train<'a> {
+    pub datagrams: Datagrams<'a>,
+    pub step: usize,
+    pub packets: usize,
+    pub bytes: usize,
+}
+
 pub enum Datagrams<'a> {
     /// Side by side in one slice.
     Flat(&'a [u8]),
@@ -23,41 +30,43 @@ pub enum Datagrams<'a> {
 
 impl<K: Kernel> Forwarder<K> {
     /// Send a train; return how many of its datagrams the kernel took, and why not the rest.
-    pub fn send_train(&mut self, slot: Slot, peer: &Peer, train: Datagrams, step: usize, packets: usize) -> (usize, Option<DropReason>) {
-        if packets == 1 || !self.settings.udp_segment || !peer.segmenting.load(Relaxed) {
-            return self.send_each(slot, peer, train, step);
+    pub fn send_train(&mut self, slot: Slot, peer: &Peer, train: &Train) -> (usize, Option<DropReason>) {
+        if train.packets == 1 || !self.settings.udp_segment || !peer.segmenting.load(Relaxed) {
+            return self.send_each(slot, peer, train);
         }
         let whole;
-        let pieces = match train {
+        let pieces = match train.datagrams {
             Datagrams::Flat(bytes) => {
                 whole = [IoSlice::new(bytes)];
                 &whole[..]
             }
             Datagrams::Gathered(pieces) => pieces,
         };
-        match self.send_patiently(slot, peer, pieces, step as u16) {
-            Ok(()) => (packets, None),
+        match self.send_patiently(slot, peer, pieces, train.step as u16) {
+            Ok(()) => (train.packets, None),
             Err(Failure::Segmenting(errno)) => {
                 // The interface towards the peer cannot finish the checksums of a train (udp_send_skb, net/ipv4/udp.c).
                 peer.segmenting.store(false, Relaxed);
                 let peer_ = Some(Party { slot, serial: peer.serial });
                 self.slow_path.push(Exception::OffloadFailed { feature: "udp_segment", peer: peer_, errno });
-                self.send_each(slot, peer, train, step)
+                self.send_each(slot, peer, train)
             }
             Err(Failure::Dropped(reason)) => (0, Some(reason)),
         }
     }
 
-    fn send_each(&mut self, slot: Slot, peer: &Peer, train: Datagrams, step: usize) -> (usize, Option<DropReason>) {
+    fn send_each(&mut self, slot: Slot, peer: &Peer, train: &Train) -> (usize, Option<DropReason>) {
         let mut sent = 0;
         let mut outcome = None;
         let mut settle = |result: Result<(), DropReason>| match result {
             Ok(()) => sent += 1,
             Err(reason) => outcome = Some(reason),
         };
-        match train {
+        match train.datagrams {
             Datagrams::Flat(bytes) => {
-                bytes.chunks(step).for_each(|datagram| settle(self.send_one(slot, peer, &[IoSlice::new(datagram)])));
+                bytes
+                    .chunks(train.step)
+                    .for_each(|datagram| settle(self.send_one(slot, peer, &[IoSlice::new(datagram)])));
             }
             Datagrams::Gathered(pieces) => {
                 pieces.chunks(2).for_each(|datagram| settle(self.send_one(slot, peer, datagram)));
@@ -74,7 +83,13 @@ impl<K: Kernel> Forwarder<K> {
         })
     }
 
-    fn send_patiently(&mut self, slot: Slot, peer: &Peer, pieces: &[IoSlice], segment_bytes: u16) -> Result<(), Failure> {
+    fn send_patiently(
+        &mut self,
+        slot: Slot,
+        peer: &Peer,
+        pieces: &[IoSlice],
+        segment_bytes: u16,
+    ) -> Result<(), Failure> {
         loop {
             let errno = match self.kernel.send(&peer.endpoint, pieces, segment_bytes) {
                 Ok(()) => return Ok(()),

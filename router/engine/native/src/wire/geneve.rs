@@ -42,7 +42,14 @@ fn protocol(ip_version: u8) -> u16 {
 }
 
 /// Return the 20-byte header with Podwire's option.
-pub fn encode(vni: u32, ip_version: u8, flags: u8, csum_offset: u8, csum_start: u16, frame_id: u16) -> [u8; HEADER_BYTES] {
+pub fn encode(
+    vni: u32,
+    ip_version: u8,
+    flags: u8,
+    csum_offset: u8,
+    csum_start: u16,
+    frame_id: u16,
+) -> [u8; HEADER_BYTES] {
     let mut header = [0; HEADER_BYTES];
     header[0] = (OPTION_BYTES >> 2) as u8;
     header[1] = 0x40;

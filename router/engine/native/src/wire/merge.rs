@@ -57,7 +57,8 @@ impl Merger {
         let (mut full, tail) = (left / step, left % step);
         let headers = first.headers();
         // With options of others the fields would lie elsewhere.
-        if full < 1 || step <= headers || full + usize::from(tail > 0) < 2 || encap.header_bytes != geneve::HEADER_BYTES {
+        if full < 1 || step <= headers || full + usize::from(tail > 0) < 2 || encap.header_bytes != geneve::HEADER_BYTES
+        {
             return 1;
         }
         let payload = step - headers;
@@ -120,7 +121,8 @@ impl Merger {
         if first.shape.header_bytes + (count - 1) * (step - headers) + end - start > MAX_PACKET_BYTES + headers {
             return count - 1;
         }
-        if end - start < step && (end - start <= headers || parse_ip(&bytes[start + encap.header_bytes..end]).is_none()) {
+        if end - start < step && (end - start <= headers || parse_ip(&bytes[start + encap.header_bytes..end]).is_none())
+        {
             return count - 1;
         }
         count

@@ -172,14 +172,19 @@ pub fn checksum(data: &[u8]) -> u16 {
     !ones_sum(data, 0)
 }
 
-/// Complete a partial L4 checksum in place, as a NIC would; false when the offsets lie outside the packet.
+/// Complete a partial L4 checksum in place, as a NIC would; false when the offsets lie outside the packet, or in its IP header.
 ///
 /// The field holds the pseudo-header's sum (linux/skbuff.h, CHECKSUM_PARTIAL). A UDP sum of zero is sent as 0xFFFF
 /// (RFC 768).
 pub fn finish_checksum(packet: &mut [u8], csum_start: u16, csum_offset: u16) -> bool {
     let start = usize::from(csum_start);
     let field = start + usize::from(csum_offset);
-    if start < IPV4_BYTES || field + 2 > packet.len() {
+    if field + 2 > packet.len() {
+        return false;
+    }
+    // In the IP header it would change addresses that were checked.
+    let header_bytes = if packet[0] >> 4 == 4 { usize::from(packet[0] & 15) << 2 } else { IPV6_BYTES };
+    if start < header_bytes {
         return false;
     }
     let mut value = checksum(&packet[start..]);

@@ -41,7 +41,8 @@ impl Shape {
         };
         // An IPv6 packet may have extension headers before csum_start; they are copied to every segment as they are.
         let follows = l4 == header.header_bytes;
-        if (follows && header.protocol != protocol) || (!follows && header.version == 4) || l4 + minimum > packet.len() {
+        if (follows && header.protocol != protocol) || (!follows && header.version == 4) || l4 + minimum > packet.len()
+        {
             return None;
         }
         let size = if protocol == TCP { usize::from(packet[l4 + 12] >> 4) << 2 } else { UDP_BYTES };

@@ -52,7 +52,15 @@ impl Splitter {
     /// Cut the next train off a super-packet checked by `Shape::of_super_packet`: its payload from byte `start` on.
     ///
     /// With `offload` false the datagrams are plain Geneve with finished checksums.
-    pub fn cut(&mut self, packet: &[u8], header: &IpHeader, vnet: &VnetHeader, shape: &Shape, offload: bool, start: usize) -> Cut {
+    pub fn cut(
+        &mut self,
+        packet: &[u8],
+        header: &IpHeader,
+        vnet: &VnetHeader,
+        shape: &Shape,
+        offload: bool,
+        start: usize,
+    ) -> Cut {
         let encap_bytes = if offload { geneve::HEADER_BYTES } else { geneve::BASE_BYTES };
         let step = usize::from(vnet.gso_size);
         let head_bytes = encap_bytes + shape.header_bytes;
@@ -69,7 +77,14 @@ impl Splitter {
         if offload {
             self.frame_id = self.frame_id.wrapping_add(1);
             let flags = geneve::PARTIAL_CHECKSUM | geneve::SEGMENT;
-            let encap = geneve::encode(self.vni, header.version, flags, shape.csum_offset as u8, shape.l4 as u16, self.frame_id);
+            let encap = geneve::encode(
+                self.vni,
+                header.version,
+                flags,
+                shape.csum_offset as u8,
+                shape.l4 as u16,
+                self.frame_id,
+            );
             self.first.extend_from_slice(&encap);
         } else {
             self.first.extend_from_slice(&geneve::encode_plain(self.vni, header.version));
