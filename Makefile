@@ -9,6 +9,10 @@ MAKEFLAGS += --no-print-directory
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
 ARGS ?=
 FUZZ_PACKETS ?= 1000000
+NATIVE_FUZZ_PACKETS ?= 100000000
+# AddressSanitizer comes with the toolchain, behind a flag of the unstable ones.
+ASAN = RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address
+ASAN_TARGET = --target $(shell uname -m)-unknown-linux-gnu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -26,8 +30,14 @@ conformance: need-root ## run real containerd, podman and libcni on it, from Deb
 	@scripts/conformance-setup.sh
 	@python -m pytest -q tests/conformance $(ARGS)
 
-fuzz: setup ## send a million mutated datagrams, and as many frames, to each engine; FUZZ_PACKETS=, ARGS="--seed 1"
+fuzz: setup ## send a million mutated datagrams and frames to each engine, as many to both, 10⁸ to the compiled data path; FUZZ_PACKETS=, NATIVE_FUZZ_PACKETS=, ARGS="--seed 1"
+	@command -v cargo >/dev/null || { echo "error: there is no cargo, so the native engine cannot be fuzzed. Install Rust 1.88 or newer; or: python -m tests.fuzz" >&2; exit 1; }
+	@scripts/build-native.sh --require
 	@python -m tests.fuzz --packets $(FUZZ_PACKETS) $(ARGS)
+	@python -m tests.differential --packets $(FUZZ_PACKETS) $(ARGS)
+	@cargo run --quiet --locked --profile checked -p podwire-engine --example fuzz -- --packets $(NATIVE_FUZZ_PACKETS) $(ARGS)
+	@$(ASAN) cargo test --quiet --locked --profile checked $(ASAN_TARGET) -p podwire-engine --tests
+	@$(ASAN) cargo run --quiet --locked --profile checked $(ASAN_TARGET) -p podwire-engine --example fuzz -- --packets $(FUZZ_PACKETS) $(ARGS)
 
 lint: ## check format, style, types and that generated files are fresh
 	@scripts/setup.sh dev

@@ -8,7 +8,6 @@ table    a table of many subnets replaces one of two beside a flow that must los
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders.interface import Way
 from benchmarks.cpu import read_cpu_time
-from benchmarks.figures import Figures, Metric, percentile
+from benchmarks.figures import Figures, Metric, Promise, percentile
 from benchmarks.measures.flow import Flow
 from benchmarks.namespace import CommandFailed, Namespace
 from benchmarks.rounds import Progress
@@ -41,10 +40,11 @@ _FAR_UNDERLAY_FIRST = (172 << 24) + (16 << 16)
 _TABLE_TIMEOUT_S = 60
 
 
-def _add(figures: Figures, part: str, title: str, unit: str, value: float, bound: float = math.nan) -> None:
-    """Add a figure that promises to be at most `bound`; part and title make its key, so sizes do not mix."""
+def _add(figures: Figures, part: str, title: str, unit: str, value: float, most: float | None = None) -> None:
+    """Add a figure that promises to be at most `most`; part and title make its key, so sizes do not mix."""
     key = f"{part}: {title}".lower().replace(",", "").replace(" ", "_")
-    figures.add(Metric(key, title, unit, f"Acceptance, {part}", False, bound=bound), WHO, value)
+    promises = () if most is None else (Promise(most),)
+    figures.add(Metric(key, title, unit, f"Acceptance, {part}", False, promises=promises), WHO, value)
 
 
 def run(figures: Figures, pods: int, subnets: int, seconds: float, progress: Progress) -> None:

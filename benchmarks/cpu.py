@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,8 @@ class CpuTime:
 
 def read_cpu_time(pids: Iterable[int] = ()) -> CpuTime:
     """Read the clock of those processes (all their threads) and of the machine."""
-    return CpuTime(sum(process_s(Path("/proc", str(pid), "stat").read_text()) for pid in pids),
-                   machine_s(Path("/proc/stat").read_text()))  # fmt: skip
+    stat, now_s = Path("/proc/stat").read_text(), time.monotonic()
+    return CpuTime(sum(process_s(Path("/proc", str(pid), "stat").read_text()) for pid in pids), machine_s(stat, now_s))
 
 
 def process_s(stat: str) -> float:
@@ -33,7 +34,13 @@ def process_s(stat: str) -> float:
     return (int(fields[11]) + int(fields[12])) * _TICK_S
 
 
-def machine_s(stat: str) -> float:
-    """Return busy seconds of all CPUs out of /proc/stat: not idle, not waiting for a disk, not stolen by a host."""
-    user, nice, system, _idle, _iowait, irq, softirq = map(int, stat.split("\n", 1)[0].split()[1:8])
-    return (user + nice + system + irq + softirq) * _TICK_S
+def machine_s(stat: str, now_s: float) -> float:
+    """Return busy seconds of all CPUs at a moment of the monotonic clock: what is not idle, waiting for a disk or stolen.
+
+    Idle time is what the kernel measures to the nanosecond (get_idle_time, fs/proc/stat.c); busy time it guesses at each
+    tick, and bursts shorter than one fall through. Only the difference of two moments means anything.
+    """
+    lines = stat.splitlines()
+    _user, _nice, _system, idle, iowait, _irq, _softirq, steal = map(int, lines[0].split()[1:9])
+    cpus = sum(line.startswith("cpu") for line in lines) - 1
+    return now_s * cpus - (idle + iowait + steal) * _TICK_S

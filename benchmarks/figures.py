@@ -8,7 +8,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What a contender's figure must be: no worse than `bound`."""
+
+    bound: float
+    base: str = ""
+    """What it is divided by first; empty: the metric's own base, and where that has none, the bare value."""
+    of: str = "podwire"
+    """Who promised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +34,15 @@ class Metric:
     higher_is_better: bool = True
     base: str = ""
     """The contender every other is divided by; empty when there is none to compare with."""
-    bound: float = math.nan
-    """What Podwire promises: the ratio where there is a base, else the value, is no worse than this. NaN: nothing."""
-    bound_of: str = "podwire"
-    """The contender that promised."""
+    promises: tuple[Promise, ...] = ()
 
-    def kept(self, value: float) -> bool | None:
-        """Tell whether a value, or ratio, is within the bound; None when there is none."""
-        if math.isnan(self.bound):
-            return None
-        return value >= self.bound if self.higher_is_better else value <= self.bound
+    def keeps(self, value: float, promise: Promise) -> bool:
+        """Tell whether a value, or ratio, is within the bound of a promise."""
+        return value >= promise.bound if self.higher_is_better else value <= promise.bound
+
+    def base_of(self, promise: Promise) -> str:
+        """Return what a promise's figure is divided by; empty: by nothing."""
+        return promise.base or self.base
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +90,19 @@ class Figures:
         """Return median and range; None when nothing was measured."""
         return Spread.of(self.values.get(key, {}).get(contender, ()))
 
-    def ratio(self, key: str, contender: str) -> Spread | None:
+    def ratio(self, key: str, contender: str, base: str = "") -> Spread | None:
         """Return the value over the base's, taken round by round, so that what disturbed a whole round cancels out."""
         metric = self.metrics.get(key)
-        if metric is None or not metric.base:
+        if metric is None or not (base or metric.base):
             return None
         mine = self.values[key].get(contender, ())
-        base = self.values[key].get(metric.base, ())
-        return Spread.of(one / other for one, other in zip(mine, base, strict=False) if other)
+        bases = self.values[key].get(base or metric.base, ())
+        return Spread.of(one / other for one, other in zip(mine, bases, strict=False) if other)
+
+    def found(self, metric: Metric, promise: Promise) -> Spread | None:
+        """Return what a promise is judged by, the median counts; None when it, or its base, was not measured."""
+        base = metric.base_of(promise)
+        return self.ratio(metric.key, promise.of, base) if base else self.spread(metric.key, promise.of)
 
     def to_json(self) -> dict[str, Any]:
         """Return what goes into the JSON file: every value, and the medians and ratios for those who only read."""
@@ -113,8 +128,15 @@ class Figures:
         return {
             "title": metric.title, "unit": metric.unit, "group": metric.group,
             "higher_is_better": metric.higher_is_better, "base": metric.base,
-            "bound": None if math.isnan(metric.bound) else metric.bound, "bound_of": metric.bound_of,
+            "promises": [self._promise_to_json(metric, promise) for promise in metric.promises],
             "contenders": contenders,
+        }  # fmt: skip
+
+    def _promise_to_json(self, metric: Metric, promise: Promise) -> dict[str, Any]:
+        found = self.found(metric, promise)
+        return {
+            "bound": promise.bound, "base": promise.base, "of": promise.of, "found": found and found.median,
+            "kept": found and metric.keeps(found.median, promise),
         }  # fmt: skip
 
     @classmethod
@@ -127,9 +149,9 @@ class Figures:
             notes=document["notes"], failures=document["failures"],
         )  # fmt: skip
         for key, entry in document["metrics"].items():
-            bound = math.nan if entry["bound"] is None else entry["bound"]
-            words = {name: entry[name] for name in ("title", "unit", "group", "higher_is_better", "base", "bound_of")}
-            metric = Metric(key, bound=bound, **words)
+            words = {name: entry[name] for name in ("title", "unit", "group", "higher_is_better", "base")}
+            promises = (Promise(each["bound"], each["base"], each["of"]) for each in entry["promises"])
+            metric = Metric(key, promises=tuple(promises), **words)
             for contender, found in entry["contenders"].items():
                 for value in found["values"]:
                     figures.add(metric, contender, math.nan if value is None else value)

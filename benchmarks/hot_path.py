@@ -7,23 +7,21 @@ Each leg is timed by itself, around `forward` only; what is lost on the way make
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from ipaddress import IPv4Address, ip_interface, ip_network
+from ipaddress import IPv4Address, ip_network
 
 from benchmarks.figures import Figures, Metric
 from benchmarks.frames import MSS_BYTES, TRAFFIC, Traffic
 from benchmarks.measures import MeasureFailed
-from router.engine.choose import available, choose
+from benchmarks.rig import NETWORK, NO_BUDGET, Host, PodEnd, timed
+from router.engine.choose import choose
 from router.engine.interface import Engine, EngineSettings
 from router.kernel.underlay import open_underlay
-from router.model import Attachment, AttachmentKey, Endpoint, Node, Offloads, SubnetTable
+from router.model import Endpoint, Node, Offloads, SubnetTable
 from router.routes import snapshot
-from router.wire.packet import IPV4_BYTES, VNET_BYTES, VnetHeader, parse_ip
+from router.wire.packet import VNET_BYTES, VnetHeader, parse_ip
 
 _LEGS = {"out": "Pod → wire", "in": "wire → Pod", "beside": "Pod → Pod"}
 METRICS = {
@@ -31,45 +29,6 @@ METRICS = {
     for unit, word in (("kpps", "kpps"), ("gbps", "Gbit/s"))
     for leg, title in _LEGS.items()
 }
-_NETWORK = ip_network("10.244.0.0/16")
-_CALL = 1 << 20
-"""A budget that never runs out."""
-
-
-class _Host:
-    """A daemon that has nothing to say but what loopback is like."""
-
-    def path_mtu(self, endpoint: Endpoint) -> int:  # noqa: ARG002
-        return 1500
-
-    def attachment_lost(self, key: AttachmentKey, why: str) -> None:
-        raise MeasureFailed(f"attachment {key} lost: {why}")
-
-    def offload_failed(self, feature: str, why: str) -> None:
-        raise MeasureFailed(f"{feature}: {why}")
-
-    def engine_failed(self, why: str) -> None:
-        raise MeasureFailed(why)
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """The Pod's side of an attachment."""
-
-    address: IPv4Address
-    socket: socket.socket
-
-    def drain(self) -> int:
-        """Read what came, return how many packets it stood for."""
-        packets = 0
-        buffer = bytearray(VNET_BYTES + 65536)
-        while True:
-            try:
-                size = self.socket.recv_into(buffer)
-            except BlockingIOError:
-                return packets
-            step = VnetHeader.read(buffer, 0).gso_size
-            packets += max(1, (size - VNET_BYTES - IPV4_BYTES) // step) if step else 1
 
 
 class _Rig:
@@ -89,23 +48,12 @@ class _Rig:
         settings = EngineSettings()
         self.engines: list[Engine] = []
         for node, underlay in zip(nodes, sockets, strict=True):
-            made = factory(settings, snapshot(table, node.name, (_NETWORK,), False), underlay, _Host())
-            # Not in the contract yet, but what an engine has open of its own must go.
-            stack.callback(getattr(made, "close", lambda: None))
+            made = factory(settings, snapshot(table, node.name, (NETWORK,), False), underlay, Host())
+            stack.callback(made.close)
             self.engines.append(made)
-        self.client = self._attach(stack, 0, 10)
-        self.neighbour = self._attach(stack, 0, 11)
-        self.server = self._attach(stack, 1, 10)
-
-    def _attach(self, stack: ExitStack, node: int, host: int) -> _End:
-        ours, theirs = (stack.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-        for end in (ours, theirs):
-            end.setblocking(False)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-        address = ip_interface(f"10.244.{node}.{host}/24")
-        key = AttachmentKey(f"pod{node}-{host}", "eth0")
-        self.engines[node].attach(Attachment(key, "", (address,), EngineSettings().mtu_bytes), theirs.fileno())
-        return _End(IPv4Address(str(address.ip)), ours)
+        self.client = PodEnd(stack, self.engines[0], "10.244.0.10")
+        self.neighbour = PodEnd(stack, self.engines[0], "10.244.0.11")
+        self.server = PodEnd(stack, self.engines[1], "10.244.1.10")
 
     def across(self, traffic: Traffic, seconds: float) -> dict[str, float]:
         """Return packets a second of one engine sending and of the other receiving."""
@@ -115,10 +63,10 @@ class _Rig:
         packets = 0
         deadline = time.perf_counter() + seconds
         while time.perf_counter() < deadline:
-            _inject(self.client, frame, traffic.batch)
-            out_s += _timed(lambda: first.forward(traffic.batch))
-            in_s += _timed(lambda: second.forward(_CALL))
-            packets += _expect(self.server, traffic)
+            self.client.inject(frame, traffic.batch)
+            out_s += timed(lambda: first.forward(traffic.batch))
+            in_s += timed(lambda: second.forward(NO_BUDGET))
+            packets += self.server.expect(traffic)
         return {"out": packets / out_s, "in": packets / in_s}
 
     def beside(self, traffic: Traffic, seconds: float) -> dict[str, float]:
@@ -127,9 +75,9 @@ class _Rig:
         spent_s, packets = 0.0, 0
         deadline = time.perf_counter() + seconds
         while time.perf_counter() < deadline:
-            _inject(self.client, frame, traffic.batch)
-            spent_s += _timed(lambda: self.engines[0].forward(traffic.batch))
-            packets += _expect(self.neighbour, traffic)
+            self.client.inject(frame, traffic.batch)
+            spent_s += timed(lambda: self.engines[0].forward(traffic.batch))
+            packets += self.neighbour.expect(traffic)
         return {"beside": packets / spent_s}
 
 
@@ -184,24 +132,6 @@ def _add(figures: Figures, name: str, traffic: Traffic, rates: dict[str, float])
         figures.add(METRICS[leg, "gbps"], name, packets_per_s * packet_bytes * 8 / 1e9)
 
 
-def _inject(end: _End, frame: bytes, count: int) -> None:
-    for _ in range(count):
-        os.write(end.socket.fileno(), frame)
-
-
-def _expect(end: _End, traffic: Traffic) -> int:
-    came, sent = end.drain(), traffic.batch * traffic.packets
-    if came != sent:
-        raise MeasureFailed(f"{traffic.title}: {came} of {sent} packets came out of the engine")
-    return came
-
-
-def _timed(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
 def _rate(action: Callable[[], object], seconds: float) -> float:
     """Return how often a second the action can be done."""
     count, spent_s = 0, 0.0
@@ -214,4 +144,4 @@ def _rate(action: Callable[[], object], seconds: float) -> float:
     return count / spent_s
 
 
-__all__ = ["METRICS", "TRAFFIC", "available", "measure", "measure_segments"]
+__all__ = ["METRICS", "TRAFFIC", "measure", "measure_segments"]

@@ -6,15 +6,21 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from benchmarks import acceptance, rounds
+from benchmarks import acceptance, profile, rounds
 from benchmarks.contenders import CONTENDERS, Contender, absence
 from benchmarks.figures import Figures
 from benchmarks.measures import MEASURES, Measure, MeasureFailed
+from benchmarks.measures.flood import Flood
+from benchmarks.measures.pace import Pace
 from benchmarks.rounds import Progress
+from router.engine.choose import available
 
-HOT_PATH, TABLES, PODS, ACCEPTANCE = "hot-path", "tables", "pods", "acceptance"
-SECTIONS = (HOT_PATH, TABLES, PODS, ACCEPTANCE)
-NEEDS_ROOT = (PODS, ACCEPTANCE)
+HOT_PATH, PEERS, TABLES = "hot-path", "peers", "tables"
+PODS, SCALING, PROFILE, ACCEPTANCE = "pods", "scaling", "profile", "acceptance"
+SECTIONS = (HOT_PATH, PEERS, TABLES, PODS, SCALING, PROFILE, ACCEPTANCE)
+QUICK_SECTIONS = (HOT_PATH, TABLES, PODS, ACCEPTANCE)
+PROMISING_SECTIONS = (TABLES, PODS, SCALING, ACCEPTANCE)
+NEEDS_ROOT = (PODS, SCALING, PROFILE, ACCEPTANCE)
 _TOOLS = {
     "ip": "iproute2", "ss": "iproute2", "nsenter": "util-linux", "ping": "iputils-ping", "iperf3": "iperf3",
 }  # fmt: skip
@@ -31,6 +37,7 @@ class Plan:
     sections: tuple[str, ...]
     measures: tuple[str, ...]
     contenders: tuple[str, ...]
+    engines: tuple[str, ...]
     rounds: int
     seconds: float
     pods: int
@@ -46,9 +53,17 @@ class Plan:
 
     def competing(self) -> tuple[list[Contender], list[str]]:
         """Return the contenders that are installed, and what is to be said of the others."""
-        wanted = [contender for contender in CONTENDERS if contender.name in self.contenders]
+        wanted = [
+            contender
+            for contender in CONTENDERS
+            if contender.name in self.contenders and (not contender.engine or contender.engine in self.engines)
+        ]
         absent = [f"{contender.name} left out: {why}" for contender in wanted if (why := absence(contender))]
         return [contender for contender in wanted if not absence(contender)], absent
+
+    def profiled(self) -> list[Contender]:
+        """Return one contender an engine."""
+        return [each for each in CONTENDERS if each.engine in self.engines and not each.only]
 
     def measuring(self) -> list[Measure]:
         """Return the measures between Pods."""
@@ -59,6 +74,12 @@ class Plan:
         total = sum(1 for _ in self._steps_alone(Figures())) + 1
         if PODS in self.sections:
             total += rounds.steps(self.measuring(), self.competing()[0], self.rounds)
+        if SCALING in self.sections:
+            from benchmarks import scaling
+
+            total += scaling.steps(self.engines, self.rounds)
+        if PROFILE in self.sections:
+            total += profile.steps(self.profiled(), self.rounds)
         if ACCEPTANCE in self.sections:
             total += acceptance.STEPS
         return total
@@ -75,6 +96,15 @@ class Plan:
             contenders, absent = self.competing()
             figures.notes += absent
             rounds.run(figures, contenders, self.measuring(), self.rounds, self.seconds, progress)
+            for measure in self.measuring():
+                if isinstance(measure, Flood | Pace):
+                    figures.notes += measure.notes(figures)
+        if SCALING in self.sections:
+            from benchmarks import scaling
+
+            scaling.run(figures, self.engines, available()[0], self.rounds, self.seconds, progress)
+        if PROFILE in self.sections:
+            profile.run(figures, self.profiled(), self.rounds, self.seconds, progress)
         if ACCEPTANCE in self.sections:
             acceptance.run(figures, self.pods, self.subnets, self.seconds, progress)
         progress("done")
@@ -85,16 +115,24 @@ class Plan:
             where = f"round {number + 1} of {self.rounds}"
             if HOT_PATH in self.sections:
                 yield from self._hot_path_steps(figures, where)
+            if PEERS in self.sections:
+                from benchmarks import peers
+
+                for engine in self.engines:
+                    for size in peers.SIZES:
+                        step = _bind(peers.measure, figures, engine, size, 2 * self._short_s)
+                        yield f"{where}: engine {engine}, {size} peers", step
             if TABLES in self.sections:
                 from benchmarks import tables
 
                 for size in tables.SIZES:
-                    yield f"{where}: table of {size:,} subnets", _bind(tables.measure, figures, size, self._short_s)
+                    step = _bind(tables.measure, figures, size, self.engines, self._short_s)
+                    yield f"{where}: table of {size:,} subnets", step
 
     def _hot_path_steps(self, figures: Figures, where: str) -> Iterator[tuple[str, Step]]:
         from benchmarks import hot_path
 
-        for engine in hot_path.available():
+        for engine in self.engines:
             for traffic in hot_path.TRAFFIC:
                 step = _bind(hot_path.measure, figures, engine, traffic, self._short_s)
                 yield f"{where}: engine {engine}, {traffic.title}", step

@@ -28,7 +28,13 @@ def order(names: Sequence[str], rounds: int) -> Iterator[tuple[int, Sequence[str
 
 def steps(measures: Sequence[Measure], contenders: Sequence[Contender], rounds: int) -> int:
     """Return how often `run` reports progress at most."""
-    return len(contenders) * (1 + rounds * len(measures))
+    turns = sum(takes(contender, measure) for contender in contenders for measure in measures)
+    return len(contenders) + rounds * turns
+
+
+def takes(contender: Contender, measure: Measure) -> bool:
+    """Tell whether a contender is there for a measure."""
+    return not contender.only or measure.name in contender.only
 
 
 def run(
@@ -38,27 +44,32 @@ def run(
     """Measure every contender; one that does not come up, or a round that fails, is told of and goes without figures."""
     with ExitStack() as stack:
         networks: dict[str, Network] = {}
+        suiting: dict[str, set[str]] = {}
         for contender in contenders:
+            taken = {measure.name for measure in measures if takes(contender, measure)}
+            if measures and not taken:
+                continue
             progress(f"setting up {contender.title}")
             try:
                 with ExitStack() as attempt:
                     network = contender.open(attempt)
                     for measure in measures:
-                        if measure.suits(network):
+                        if measure.name in taken and measure.suits(network):
                             measure.prepare(attempt, network)
                     stack.push(attempt.pop_all())
             except (CommandFailed, MeasureFailed) as error:
                 figures.failures.append(f"{contender.name} did not come up: {error}")
                 continue
             networks[contender.name] = network
+            suiting[contender.name] = {each.name for each in measures if each.name in taken and each.suits(network)}
             figures.titles[contender.name] = contender.title
             if network.note:
                 figures.notes.append(f"{contender.name}: {network.note}")
         for number, names in order(list(networks), rounds):
             for measure in measures:
                 for name in names:
-                    progress(f"round {number + 1} of {rounds}: {measure.title}: {figures.titles[name]}")
-                    if measure.suits(networks[name]):
+                    if measure.name in suiting[name]:
+                        progress(f"round {number + 1} of {rounds}: {measure.title}: {figures.titles[name]}")
                         _measure_once(figures, measure, name, networks[name], seconds)
         progress("taking everything down")
 

@@ -12,10 +12,15 @@ from benchmarks.contenders.vxlan import Vxlan
 from benchmarks.contenders.wireguard import Wireguard
 from router.engine.choose import available
 
-_BEST, *_OTHERS = available()
+_SPIN_US = 50
+_SPINNING = "native"
+"""The engine that can spin before it sleeps."""
+_ENGINES = available()
+_BEST, *_OTHERS = _ENGINES
 CONTENDERS: tuple[Contender, ...] = (
     Podwire("podwire", _BEST),
     *(Podwire(f"podwire-{engine}", engine) for engine in _OTHERS),
+    *(Podwire("podwire-spin", engine, _SPIN_US, ("rtt",)) for engine in _ENGINES if engine == _SPINNING),
     Veth(),
     Vxlan(),
     Wireguard(),

@@ -28,6 +28,8 @@ class Network:
     """Between Pods on two nodes."""
     beside: Way | None = None
     """Between Pods on one node, where the contender has a way of its own for that."""
+    other: Way | None = None
+    """Between two more Pods of the same two nodes."""
     router_pids: tuple[int, ...] = ()
     """Processes that carry packets: their CPU time is the contender's. None for the kernel."""
     note: str = ""
@@ -51,6 +53,14 @@ class Contender(Protocol):
     @property
     def packages(self) -> tuple[str, ...]:
         """Debian packages that bring the programs."""
+
+    @property
+    def engine(self) -> str:
+        """The router's engine; empty for whoever has none to choose."""
+
+    @property
+    def only(self) -> tuple[str, ...]:
+        """The measures it is there for; empty: all."""
 
     def open(self, stack: ExitStack) -> Network:
         """Set up; everything goes with the stack. CommandFailed when it does not work."""

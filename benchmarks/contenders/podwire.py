@@ -29,10 +29,13 @@ class Podwire:
     programs = ("ip",)
     packages = ("iproute2",)
 
-    def __init__(self, name: str, engine: str) -> None:
+    def __init__(self, name: str, engine: str, spin_us: int = 0, only: tuple[str, ...] = ()) -> None:
         self.name = name
-        self.title = f"Podwire {engine}"
-        self._engine = engine
+        self.title = f"Podwire {engine}" + (f", spinning {spin_us} µs" if spin_us else "")
+        self.engine = engine
+        self.only = only
+        # A router without spinning is started as people start it: without the flag.
+        self._router_args = ("--engine", engine, *(("--spin-us", str(spin_us)) if spin_us else ()))
 
     def open(self, stack: ExitStack) -> Network:
         """Set up two nodes with two Pods each."""
@@ -40,15 +43,16 @@ class Podwire:
         from shim.lab.errors import LabError
 
         try:
-            lab = stack.enter_context(Lab(nodes=2, pods=2, router_args=("--engine", self._engine)))
+            lab = stack.enter_context(Lab(nodes=2, pods=2, router_args=self._router_args))
         except (LabError, OSError) as error:
             raise CommandFailed(f"the lab did not come up: {error}") from error
-        client, neighbour, server, _ = lab.pods
+        client, neighbour, server, other = lab.pods
         namespaces = {pod.name: Namespace.existing(str(pod.netns_path)) for pod in lab.pods}
         addresses = {pod.name: next(str(a) for a in pod.addresses if a.version == 4) for pod in lab.pods}
         await_reachable(namespaces[client.name], addresses[server.name], 1400)
         return Network(
             across=Way(namespaces[client.name], namespaces[server.name], addresses[server.name]),
             beside=Way(namespaces[client.name], namespaces[neighbour.name], addresses[neighbour.name]),
+            other=Way(namespaces[neighbour.name], namespaces[other.name], addresses[other.name]),
             router_pids=tuple(node.pid for node in lab.nodes if node.pid is not None),
         )

@@ -23,6 +23,8 @@ class Tunnel(ABC):
     title: str
     programs: tuple[str, ...]
     packages: tuple[str, ...]
+    engine = ""
+    only: tuple[str, ...] = ()
     mtu_bytes: int
     """The largest packet that crosses an underlay of MTU 1500 in one datagram."""
     takes_routes = True

@@ -15,16 +15,19 @@ class Veth:
     title = "kernel veth"
     programs = ("ip",)
     packages = ("iproute2",)
+    engine = ""
+    only = ()
 
     def open(self, stack: ExitStack) -> Network:
-        """Set up two nodes and three Pods."""
+        """Set up two nodes and two Pods on each."""
         cluster = Cluster(stack, self.name)
         client, neighbour = (cluster.routed_pod(0, index, UNDERLAY_MTU_BYTES) for index in range(2))
-        server = cluster.routed_pod(1, 0, UNDERLAY_MTU_BYTES)
+        server, other = (cluster.routed_pod(1, index, UNDERLAY_MTU_BYTES) for index in range(2))
         for node in range(2):
             cluster.nodes[node].ip("route", "add", subnet(1 - node), "via", underlay_address(1 - node))
         await_reachable(client.namespace, server.address, UNDERLAY_MTU_BYTES)
         return Network(
             across=Way(client.namespace, server.namespace, server.address),
             beside=Way(client.namespace, neighbour.namespace, neighbour.address),
+            other=Way(neighbour.namespace, other.namespace, other.address),
         )

@@ -20,19 +20,22 @@ class Vxlan:
     title = "kernel VXLAN"
     programs = ("ip", "bridge")
     packages = ("iproute2",)
+    engine = ""
+    only = ()
 
     def open(self, stack: ExitStack) -> Network:
-        """Set up two nodes and three Pods."""
+        """Set up two nodes and two Pods on each."""
         cluster = Cluster(stack, self.name)
         for index, node in enumerate(cluster.nodes):
             self._open_device(node, index)
         for index, node in enumerate(cluster.nodes):
             self._add_peer(node, cluster.nodes[1 - index], 1 - index)
-        client, neighbour, server = (self._pod(cluster, node, index) for node, index in ((0, 0), (0, 1), (1, 0)))
+        client, neighbour, server, other = (self._pod(cluster, node, index) for node in range(2) for index in range(2))
         await_reachable(client.namespace, server.address, _MTU_BYTES)
         return Network(
             across=Way(client.namespace, server.namespace, server.address),
             beside=Way(client.namespace, neighbour.namespace, neighbour.address),
+            other=Way(neighbour.namespace, other.namespace, other.address),
         )
 
     def _open_device(self, node: Namespace, index: int) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from benchmarks.contenders.interface import Network, Way
 from benchmarks.cpu import CpuTime, read_cpu_time
-from benchmarks.figures import Metric
+from benchmarks.figures import Metric, Promise
 from benchmarks.measures.interface import MeasureFailed
+from benchmarks.namespace import end
 
 _PORT = 5201
 _ATTEMPTS = 5
@@ -23,7 +24,8 @@ class Stream:
 
     def __init__(
         self, name: str, title: str, streams: int = 1, *,
-        reverse: bool = False, beside: bool = False, cpu: bool = False, bound: float = math.nan,
+        reverse: bool = False, beside: bool = False, cpu: bool = False,
+        promises: tuple[Promise, ...] = (),
     ) -> None:  # fmt: skip
         self.name = name
         self._streams = streams
@@ -32,7 +34,7 @@ class Stream:
         base = "veth" if beside else "vxlan"
         where = "TCP, same node" if beside else "TCP across nodes"
         self.title = f"{where}: {title}"
-        self._rate = Metric(f"{name}_gbps", title, "Gbit/s", where, base=base, bound=bound)
+        self._rate = Metric(f"{name}_gbps", title, "Gbit/s", where, base=base, promises=promises)
         group = f"CPU time of TCP, {title}"
         self._router = Metric(f"{name}_router_cpu", "Routers alone", "CPU s/GB", group, False)
         self._machine = Metric(f"{name}_machine_cpu", "Whole machine", "CPU s/GB", group, False, base)
@@ -44,21 +46,13 @@ class Stream:
 
     def prepare(self, stack: ExitStack, network: Network) -> None:
         """Start a server, unless another measure has."""
-        way = self._way(network)
-        if not _listening(way):
-            way.server.spawn(stack, "iperf3", "--server", "--port", _PORT)
-            deadline = time.monotonic() + 5
-            while not _listening(way):
-                if time.monotonic() > deadline:
-                    raise MeasureFailed(f"iperf3 --server does not listen in {way.server.name}")
-                time.sleep(0.02)
+        serve(stack, self._way(network))
 
     def run(self, network: Network, seconds: float) -> dict[str, float]:
         """Run iperf3 once; it counts whole seconds."""
         way = self._way(network)
-        words = ["iperf3", "--client", way.address, "--port", str(_PORT), "--json", "--connect-timeout", "2000",
-                 "--time", str(max(1, round(seconds))), "--parallel", str(self._streams)]  # fmt: skip
-        command = way.client.command(*words, *(["--reverse"] if self._reverse else []))
+        command = _client(way, max(1, round(seconds)), self._streams)
+        command += ["--reverse"] if self._reverse else []
         for attempt in range(_ATTEMPTS):
             before = read_cpu_time(network.router_pids)
             done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 20, check=False)
@@ -99,6 +93,39 @@ def received(document: dict[str, Any]) -> tuple[int, float]:
     if not total["bytes"]:
         raise MeasureFailed("iperf3: connected, but nothing arrived")
     return int(total["bytes"]), float(total["bits_per_second"])
+
+
+def serve(stack: ExitStack, way: Way) -> None:
+    """Start a server at the end of a way, unless there is one."""
+    if _listening(way):
+        return
+    way.server.spawn(stack, "iperf3", "--server", "--port", _PORT)
+    deadline = time.monotonic() + 5
+    while not _listening(way):
+        if time.monotonic() > deadline:
+            raise MeasureFailed(f"iperf3 --server does not listen in {way.server.name}")
+        time.sleep(0.02)
+
+
+@contextmanager
+def saturating(way: Way, seconds: float) -> Iterator[subprocess.Popen[str]]:
+    """Keep one stream going inside the `with` block, for that long at most; the server must be there."""
+    command = _client(way, round(seconds) + 1, 1)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        end(process)
+        for pipe in (process.stdout, process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+def _client(way: Way, whole_seconds: int, streams: int) -> list[str]:
+    return way.client.command(
+        "iperf3", "--client", way.address, "--port", _PORT, "--json", "--connect-timeout", 2000,
+        "--time", whole_seconds, "--parallel", streams,
+    )  # fmt: skip
 
 
 def _listening(way: Way) -> bool:
