@@ -134,14 +134,16 @@ def pseudo_sum(addresses: bytes, protocol: int, length_bytes: int) -> int:
 
 
 def finish_checksum(packet: bytearray | memoryview, csum_start: int, csum_offset: int) -> bool:
-    """Complete a partial L4 checksum in place, as a NIC would; False when the offsets lie outside the packet.
+    """Complete a partial L4 checksum in place, as a NIC would; False when the offsets lie outside the packet, or in its IP header.
 
     The field holds the pseudo-header's sum (linux/skbuff.h, CHECKSUM_PARTIAL). A UDP sum of zero is sent as 0xFFFF
     (RFC 768).
     """
     where = csum_start + csum_offset
-    if csum_start < IPV4_BYTES or where + 2 > len(packet):
+    if where + 2 > len(packet):
         return False
+    if csum_start < ((packet[0] & 15) << 2 if packet[0] >> 4 == 4 else IPV6_BYTES):
+        return False  # it would change addresses that were checked
     value = checksum(packet[csum_start:])
     if not value and csum_offset == UDP_CSUM_OFFSET:
         value = 0xFFFF

@@ -74,29 +74,23 @@ class NativeEngine:
     def _set_routes(self, snapshot: Snapshot) -> None:
         peers = {next_hop.endpoint: next_hop for next_hop in snapshot.peers}
         leaving = [next_hop for next_hop in self._peers if peers.get(next_hop.endpoint) != next_hop]
-        for next_hop in peers.values():
-            if next_hop not in self._peers:
-                self._peers.add(next_hop, next(self._serials))
-        slots = {next_hop: self._peers.slot(next_hop) for next_hop in peers.values()}
+        rows = []
+        slots: dict[NextHop, int] = {}
+        for endpoint, next_hop in peers.items():
+            slot, serial = self._peers.find(next_hop) or self._peers.add(next_hop, next(self._serials))
+            rows.append((slot, serial, endpoint.address.packed, endpoint.port, next_hop.offload))
+            slots[next_hop] = slot
         leads: list[tuple[int, int]] = [(0, 0)]
         prefixes = []
-        numbers: dict[NextHop | Zone, int] = {}
+        numbers: dict[int, int] = {}  # by identity: to hash a hundred thousand next hops takes most of a second
         for prefix, value in snapshot.table.items():
-            number = numbers.get(value)
+            number = numbers.get(id(value))
             if number is None:
-                number = numbers[value] = len(leads)
+                number = numbers[id(value)] = len(leads)
                 leads.append((_ZONES[value], 0) if isinstance(value, Zone) else (_LEADS_TO_PEER, slots[value]))
             prefixes.append((prefix.network_address.packed, prefix.prefixlen, number))
-        self._core.replace_routes(
-            prefixes,
-            leads,
-            [
-                (slot, self._peers.serial(next_hop), next_hop.endpoint.address.packed, next_hop.endpoint.port, next_hop.offload)
-                for next_hop, slot in slots.items()
-            ],
-            snapshot.egress,
-            [address.packed for address in snapshot.node_addresses],
-        )  # fmt: skip
+        node_addresses = [address.packed for address in snapshot.node_addresses]
+        self._core.replace_routes(prefixes, leads, rows, snapshot.egress, node_addresses)
         for next_hop in leaving:  # only now: until here a thread may have meant them by their slots
             self._peers.remove(next_hop)
         self._slow_path.node_addresses = snapshot.node_addresses
@@ -109,7 +103,7 @@ class NativeEngine:
         with self._changing:
             if key in self._ports:
                 raise ValueError(f"attachment {key} is there already")
-            slot = self._ports.add(key, 0)
+            slot, _ = self._ports.add(key, 0)
             try:
                 serial = self._core.attach(
                     slot,

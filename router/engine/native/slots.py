@@ -17,12 +17,12 @@ class Slots(Generic[T]):
         self._holders: dict[int, T] = {}
         self._free: list[int] = []
 
-    def add(self, holder: T, serial: int) -> int:
-        """Give a slot, the lowest that is free."""
+    def add(self, holder: T, serial: int) -> tuple[int, int]:
+        """Give a slot, the lowest that is free, and return it with the serial."""
         slot = heapq.heappop(self._free) if self._free else len(self._holders)
-        self._slots[holder] = slot, serial
+        given = self._slots[holder] = slot, serial
         self._holders[slot] = holder
-        return slot
+        return given
 
     def mark(self, holder: T, serial: int) -> None:
         """Set the serial, once it is known."""
@@ -38,9 +38,9 @@ class Slots(Generic[T]):
         """Return the slot; KeyError if there is none."""
         return self._slots[holder][0]
 
-    def serial(self, holder: T) -> int:
-        """Return the serial; KeyError if there is none."""
-        return self._slots[holder][1]
+    def find(self, holder: T) -> tuple[int, int] | None:
+        """Return slot and serial, or None."""
+        return self._slots.get(holder)
 
     def at(self, slot: int) -> T:
         """Return who has the slot; KeyError if nobody."""

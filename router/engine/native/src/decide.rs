@@ -16,7 +16,8 @@ pub struct Place {
     pub routes: Arc<Routes>,
     pub holders: Arc<Holders>,
     pub ports: Vec<Option<Arc<Port>>>,
-    pub peers: Vec<Option<Arc<Peer>>>,
+    /// Shared: there may be a hundred thousand.
+    pub peers: Arc<Vec<Option<Arc<Peer>>>>,
 }
 
 impl Place {
@@ -26,6 +27,13 @@ impl Place {
 
     pub fn peer(&self, slot: Slot) -> Option<&Arc<Peer>> {
         self.peers.get(slot).and_then(Option::as_ref)
+    }
+
+    /// Return the slots of peers that are another's or nobody's in `next`.
+    pub fn peers_leaving(&self, next: &Place) -> Vec<Slot> {
+        let serial = |peer: Option<&Arc<Peer>>| peer.map(|peer| peer.serial);
+        let leaves = |slot: &Slot| self.peer(*slot).is_some() && serial(self.peer(*slot)) != serial(next.peer(*slot));
+        if Arc::ptr_eq(&self.peers, &next.peers) { Vec::new() } else { (0..self.peers.len()).filter(leaves).collect() }
     }
 
     /// Return the peer that sent from there, or None for a stranger.

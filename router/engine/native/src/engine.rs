@@ -111,10 +111,11 @@ impl Engine {
     }
 
     /// Hand the place to every thread, each between two of its batches.
-    fn publish(&self, place: &Place) {
+    fn publish(&self, place: &Place, leaving: &[Slot]) {
         for worker in &self.workers {
             let place = place.clone();
-            worker.between_batches(|forwarder| forwarder.take_place(place, now_ns() as f64 / 1e9));
+            let was = worker.between_batches(|forwarder| forwarder.swap_place(place, leaving, now_ns() as f64 / 1e9));
+            drop(was); // not while the thread waits: it may be the last to hold a large table
         }
     }
 
@@ -134,8 +135,9 @@ impl Engine {
             by_endpoint.insert(peer.endpoint, peer.slot);
             by_host.entry(peer.endpoint.ip()).and_modify(|several| *several = None).or_insert(Some(peer.slot));
         }
-        control.place.peers = peers;
-        control.place.routes = Arc::new(Routes {
+        let mut next = control.place.clone();
+        next.peers = Arc::new(peers);
+        next.routes = Arc::new(Routes {
             table: Table::new(&new.entries),
             leads: new.leads,
             by_endpoint,
@@ -143,7 +145,9 @@ impl Engine {
             egress: new.egress,
             node_addresses: new.node_addresses.into_iter().map(Holding::from).collect(),
         });
-        self.publish(&control.place);
+        let leaving = control.place.peers_leaving(&next);
+        self.publish(&next, &leaving);
+        control.place = next;
     }
 
     /// Take the path to a peer for smaller than it was.
@@ -187,7 +191,7 @@ impl Engine {
         }
         place.holders = Arc::new(holders);
         place.ports[new.slot] = Some(Arc::new(port));
-        self.publish(place);
+        self.publish(place, &[]);
         Ok(serial)
     }
 
@@ -204,13 +208,14 @@ impl Engine {
         let mut last = Tally::default();
         for worker in &self.workers {
             let place = control.place.clone();
-            worker.between_batches(|forwarder| {
+            let was = worker.between_batches(|forwarder| {
                 worker.unwatch(port.fd, slot);
-                if let Some(account) = forwarder.account(Origin::Port(slot)) {
+                if let Some(Some(account)) = forwarder.ports.get(slot) {
                     last.add(&account.tally);
                 }
-                forwarder.take_place(place, now_ns() as f64 / 1e9);
+                forwarder.swap_place(place, &[], now_ns() as f64 / 1e9)
             });
+            drop(was);
         }
         Some(last)
     }

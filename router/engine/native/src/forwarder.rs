@@ -72,6 +72,9 @@ impl Account {
     }
 }
 
+/// By slot; opened by the first packet.
+pub type Accounts = Vec<Option<Box<Account>>>;
+
 /// An attachment that is in debt, and when it may be read again.
 #[derive(Clone, Copy, Debug)]
 pub struct Pause {
@@ -87,8 +90,9 @@ pub struct Forwarder<K> {
     /// Counts the changes of `place`.
     epoch: u64,
     pub slow_path: Arc<SlowPath>,
-    pub ports: Vec<Option<Account>>,
-    pub peers: Vec<Option<Account>>,
+    /// Of those only that were heard of.
+    pub ports: Accounts,
+    pub peers: Accounts,
     pub shapers: Vec<Option<Bucket>>,
     pub strangers: Tally,
     pub gone: Tally,
@@ -151,43 +155,65 @@ impl<K: Kernel> Forwarder<K> {
 
     // What changes between batches
 
-    /// Take the place as it is now. Accounts of those who came are opened, of those who left closed into `gone`.
-    pub fn take_place(&mut self, place: Place, now_s: f64) {
-        let per_s = self.settings.icmp_errors_per_s;
-        let ports = place.ports.iter().map(|port| port.as_ref().map(|port| port.serial));
-        keep_accounts(&mut self.ports, ports, &mut self.gone, per_s);
-        let peers = place.peers.iter().map(|peer| peer.as_ref().map(|peer| peer.serial));
-        keep_accounts(&mut self.peers, peers, &mut self.gone, per_s);
+    /// Take the place as it is now; the accounts of those who left are closed into `gone`.
+    pub fn take_place(&mut self, place: Place, now_s: f64) -> Place {
+        let leaving = self.place.peers_leaving(&place);
+        self.swap_place(place, &leaving, now_s)
+    }
+
+    /// Do so knowing which peers leave: takes no longer for more of those who stay. Return the place as it was, which
+    /// may take long to free.
+    pub fn swap_place(&mut self, place: Place, leaving: &[Slot], now_s: f64) -> Place {
         self.shapers.resize_with(place.ports.len(), || None);
-        for (slot, port) in place.ports.iter().enumerate() {
-            let same = self.place.port(slot).map(|port| port.serial) == port.as_ref().map(|port| port.serial);
-            if !same {
-                self.shapers[slot] =
-                    port.as_ref().and_then(|port| port.egress).map(|limit| Bucket::new(shaped(limit), now_s));
+        for slot in 0..place.ports.len().max(self.ports.len()) {
+            let (now, was) = (place.port(slot), self.place.port(slot));
+            if now.map(|port| port.serial) == was.map(|port| port.serial) {
+                continue;
+            }
+            close(&mut self.ports, slot, &mut self.gone);
+            let limit = now.and_then(|port| port.egress);
+            if let Some(shaper) = self.shapers.get_mut(slot) {
+                *shaper = limit.map(|limit| Bucket::new(shaped(limit), now_s));
             }
         }
-        self.place = place;
+        leaving.iter().for_each(|&slot| close(&mut self.peers, slot, &mut self.gone));
         self.epoch += 1;
+        std::mem::replace(&mut self.place, place)
     }
 
     // Accounts
 
+    /// The account of a source; None for who is not there, and for the router.
     pub fn account(&mut self, origin: Origin) -> Option<&mut Account> {
-        match origin {
-            Origin::Port(slot) => self.ports.get_mut(slot)?.as_mut(),
-            Origin::Peer(slot) => self.peers.get_mut(slot)?.as_mut(),
-            Origin::Router => None,
+        let (accounts, slot) = match origin {
+            Origin::Port(slot) => (&mut self.ports, slot),
+            Origin::Peer(slot) => (&mut self.peers, slot),
+            Origin::Router => return None,
+        };
+        if accounts.get(slot).is_none_or(|account| account.is_none()) {
+            let serial = match origin {
+                Origin::Port(slot) => self.place.port(slot)?.serial,
+                _ => self.place.peer(slot)?.serial,
+            };
+            accounts.resize_with(accounts.len().max(slot + 1), || None);
+            accounts[slot] = Some(Box::new(Account::new(serial, self.settings.icmp_errors_per_s)));
         }
+        accounts[slot].as_deref_mut()
     }
 
     /// The tally of a source; whoever is not there any more counts among the gone.
     pub fn tally(&mut self, origin: Origin) -> &mut Tally {
-        let account = match origin {
-            Origin::Port(slot) => self.ports.get_mut(slot),
-            Origin::Peer(slot) => self.peers.get_mut(slot),
-            Origin::Router => None,
+        let opened = match origin {
+            Origin::Port(slot) => matches!(self.ports.get(slot), Some(Some(_))) || self.account(origin).is_some(),
+            Origin::Peer(slot) => matches!(self.peers.get(slot), Some(Some(_))) || self.account(origin).is_some(),
+            Origin::Router => false,
         };
-        account.and_then(Option::as_mut).map_or(&mut self.gone, |account| &mut account.tally)
+        match origin {
+            Origin::Port(slot) if opened => self.ports[slot].as_mut().map(|account| &mut account.tally),
+            Origin::Peer(slot) if opened => self.peers[slot].as_mut().map(|account| &mut account.tally),
+            _ => None,
+        }
+        .unwrap_or(&mut self.gone)
     }
 
     /// Decide by addresses; the flow seen last is remembered.
@@ -331,24 +357,9 @@ fn shaped(limit: Limit) -> Limit {
     Limit { burst_bytes: limit.burst_bytes.max(least), ..limit }
 }
 
-/// Make the accounts those of the serials given.
-fn keep_accounts(
-    accounts: &mut Vec<Option<Account>>,
-    serials: impl ExactSizeIterator<Item = Option<u64>>,
-    gone: &mut Tally,
-    icmp_errors_per_s: u32,
-) {
-    let wanted = serials.len();
-    accounts.resize(wanted.max(accounts.len()), None);
-    for (account, serial) in accounts.iter_mut().zip(serials) {
-        if account.as_ref().map(|account| account.serial) != serial {
-            if let Some(left) = account.take() {
-                gone.add(&left.tally);
-            }
-            *account = serial.map(|serial| Account::new(serial, icmp_errors_per_s));
-        }
-    }
-    for left in accounts.drain(wanted..).flatten() {
+/// Add what an account counted to those who are gone.
+fn close(accounts: &mut Accounts, slot: Slot, gone: &mut Tally) {
+    if let Some(left) = accounts.get_mut(slot).and_then(Option::take) {
         gone.add(&left.tally);
     }
 }

@@ -1,0 +1,267 @@
+//! Hostile bytes at the whole of the data path, with a kernel in memory: what a night of the real one would bring, in minutes.
+//!
+//!     cargo run --profile checked -p podwire-engine --example fuzz -- --packets 100000000 --seed 1
+//!
+//! After every batch: each account balances, none went down, and they agree with what the kernel saw. Every frame and
+//! datagram is checked where it leaves (memory.rs). The same seed and number of packets do the same again.
+
+mod memory;
+mod random;
+mod site;
+mod traffic;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind, set_hook, take_hook};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use podwire_engine::exceptions::{Exception, SlowPath};
+use podwire_engine::forwarder::{BATCH_BYTES, BATCH_PACKETS, Forwarder, Settings};
+use podwire_engine::kernel::Kernel;
+use podwire_engine::model::{DropReason, Tally};
+
+use memory::{MAX_SEGMENTS, MTU_BYTES, Memory, PLANTED, Seen};
+use random::Random;
+use site::{PORTS, Site, endpoint};
+
+struct Options {
+    packets: u64,
+    seed: u64,
+}
+
+fn options() -> Options {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let mut options = Options { packets: 100_000_000, seed: since.as_nanos() as u64 & 0xFFFF_FFFF };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let value = words.next().and_then(|value| value.replace('_', "").parse().ok());
+        match (word.as_str(), value) {
+            ("--packets", Some(value)) => options.packets = value,
+            ("--seed", Some(value)) => options.seed = value,
+            _ => {
+                eprintln!("usage: fuzz [--packets N] [--seed S]");
+                std::process::exit(2);
+            }
+        }
+    }
+    options
+}
+
+struct Fuzzer {
+    forwarder: Forwarder<Memory>,
+    site: Site,
+    random: Random,
+    batches: u64,
+    restarts: u64,
+    last: Tally,
+}
+
+impl Fuzzer {
+    fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let settings = Arc::new(Settings {
+            vni: traffic::VNI,
+            mtu_bytes: MTU_BYTES,
+            icmp_errors_per_s: 1000,
+            max_segments: MAX_SEGMENTS,
+            tun_checksum: true,
+            tun_tso: true,
+            tun_uso: true,
+            udp_segment: !random.once_in(8),
+        });
+        let mut kernel = Memory::new(Random::new(random.next()));
+        // Two and four are known to speak our option, three to speak plain Geneve from any port, nine is a stranger.
+        kernel.from = [2, 2, 2, 2, 3, 3, 4, 4, 9].map(endpoint).to_vec();
+        kernel.from.push(std::net::SocketAddr::new(endpoint(3).ip(), 33));
+        let sabotage = Arc::new(AtomicBool::new(false));
+        let forwarder = Forwarder::new(0, settings, kernel, Arc::new(SlowPath::default()), sabotage);
+        let mut fuzzer =
+            Fuzzer { forwarder, site: Site::new(), random, batches: 0, restarts: 0, last: Tally::default() };
+        fuzzer.forwarder.take_place(fuzzer.site.place(), 0.0);
+        fuzzer
+    }
+
+    /// Run one batch of one direction and check everything; return how many packets are counted in all.
+    fn batch(&mut self) -> u64 {
+        self.batches += 1;
+        if self.random.once_in(200) {
+            self.site.change(&mut self.random);
+            let now_s = self.forwarder.kernel.now_ns() as f64 / 1e9;
+            self.forwarder.take_place(self.site.place(), now_s);
+        }
+        self.forwarder.kernel.failing = self.random.pick(&[0, 0, 0, 20, 100]);
+        self.forwarder.kernel.panicking = self.random.pick(&[0, 0, 0, 0, 0, 0, 300]);
+        self.forwarder.kernel.waiting = 1 + self.random.below(BATCH_PACKETS);
+        let inward = self.random.once_in(3);
+        self.forwarder.kernel.inward = inward;
+        let slot = self.random.below(PORTS);
+        let most_bytes = self.random.pick(&[BATCH_BYTES, BATCH_BYTES, 3000]);
+        let before = self.forwarder.kernel.seen;
+        let forwarder = &mut self.forwarder;
+        let work = AssertUnwindSafe(|| {
+            if inward {
+                forwarder.ingress_batch(BATCH_PACKETS)
+            } else {
+                forwarder.egress_batch(slot, BATCH_PACKETS, most_bytes)
+            }
+        });
+        let whole = match catch_unwind(work) {
+            Ok(_) => true,
+            Err(panic) if panic.downcast_ref::<String>().is_some_and(|why| why == PLANTED) => {
+                self.forwarder.recover();
+                self.restarts += 1;
+                false
+            }
+            Err(panic) => resume_unwind(panic),
+        };
+        self.check(before, inward, whole);
+        self.slow_path();
+        if let Some(port) = self.forwarder.place.port(slot) {
+            port.lost.store(false, Relaxed);
+        }
+        self.last.received_packets
+    }
+
+    fn check(&mut self, before: Seen, inward: bool, whole: bool) {
+        let forwarder = &self.forwarder;
+        let accounts = forwarder.ports.iter().chain(&forwarder.peers).flatten().map(|account| &account.tally);
+        let mut sum = Tally::default();
+        for tally in accounts.chain([&forwarder.strangers, &forwarder.gone]) {
+            assert_eq!(tally.received_packets, tally.settled(), "an account does not balance: {tally:?}");
+            sum.add(tally);
+        }
+        let (seen, last) = (forwarder.kernel.seen, self.last);
+        let pairs = [
+            (sum.received_packets, last.received_packets),
+            (sum.received_bytes, last.received_bytes),
+            (sum.received_frames, last.received_frames),
+            (sum.delivered_packets, last.delivered_packets),
+            (sum.tunnelled_packets, last.tunnelled_packets),
+            (sum.sent_packets, last.sent_packets),
+            (sum.sent_bytes, last.sent_bytes),
+            (sum.icmp_errors, last.icmp_errors),
+        ]; // fmt: skip
+        let dropped = sum.dropped.iter().copied().zip(last.dropped);
+        assert!(pairs.into_iter().chain(dropped).all(|(now, then)| now >= then), "a count went down: {last:?} {sum:?}");
+        let frames = sum.received_frames - last.received_frames;
+        assert_eq!(frames, seen.reads - before.reads + seen.trains - before.trains, "frames read and counted");
+        if whole {
+            let received = sum.received_packets - last.received_packets;
+            assert!(
+                !inward || received == seen.rows - before.rows,
+                "{received} datagrams of {}",
+                seen.rows - before.rows
+            );
+            let sent = seen.sent_datagrams - before.sent_datagrams + seen.written_packets - before.written_packets;
+            assert_eq!(sum.sent_packets - last.sent_packets, sent, "packets out and counted");
+            let lost = sum.dropped[DropReason::EngineFailed as usize] - last.dropped[DropReason::EngineFailed as usize];
+            assert_eq!(lost, 0, "lost to a bug that was none");
+        }
+        self.last = sum;
+    }
+
+    /// Do what Python does with exceptions: answer refused packets, lower path MTUs.
+    fn slow_path(&mut self) {
+        self.forwarder.kernel.panicking = 0;
+        self.forwarder.kernel.failing = 0;
+        self.forwarder.kernel.inward = true;
+        for exception in self.forwarder.slow_path.clone().take(Duration::ZERO) {
+            match exception {
+                Exception::Refused { source, serial, packet, .. } if self.random.once_in(4) => {
+                    if let Some(answer) = answer(&packet) {
+                        let _ = self.forwarder.emit(&answer, source, serial);
+                    }
+                }
+                Exception::PathTooSmall { peer } => {
+                    let known =
+                        self.forwarder.place.peer(peer.slot).filter(|known| known.serial == peer.serial).cloned();
+                    let now_ns = self.forwarder.kernel.now_ns();
+                    let mtu_bytes = self.random.below(MTU_BYTES);
+                    known.inspect(|known| known.lower_mtu(mtu_bytes, now_ns));
+                }
+                _ => {}
+            }
+        }
+        self.last = self.sum();
+    }
+
+    fn sum(&self) -> Tally {
+        let accounts = self.forwarder.ports.iter().chain(&self.forwarder.peers).flatten().map(|account| &account.tally);
+        accounts.chain([&self.forwarder.strangers, &self.forwarder.gone]).fold(Tally::default(), |mut sum, tally| {
+            sum.add(tally);
+            sum
+        })
+    }
+}
+
+/// A packet from the node to the refused one's source: what an ICMP error is to the data path.
+fn answer(packet: &[u8]) -> Option<Vec<u8>> {
+    use podwire_engine::wire::packet::*;
+    let header = parse_ip(packet)?;
+    let mut made = vec![0; if header.version == 4 { 60 } else { 80 }];
+    if header.version == 4 {
+        (made[0], made[8], made[9]) = (0x45, 64, 1);
+        put16(&mut made, 2, 60);
+        made[12..16].copy_from_slice(&[10, 42, 1, 1]);
+        made[16..20].copy_from_slice(&packet[12..16]);
+        let sum = checksum(&made[..20]);
+        put16(&mut made, 10, sum);
+    } else {
+        (made[0], made[6], made[7]) = (0x60, 58, 64);
+        put16(&mut made, 4, 40);
+        made[8..12].copy_from_slice(&[0xfd, 0x42, 0, 1]);
+        made[23] = 1;
+        made[24..40].copy_from_slice(&packet[8..24]);
+    }
+    Some(made)
+}
+
+fn main() {
+    let Options { packets, seed } = options();
+    println!("fuzz: seed {seed}, {packets} packets");
+    let hook = take_hook();
+    set_hook(Box::new(move |info| {
+        if info.payload().downcast_ref::<String>().is_none_or(|why| why != PLANTED) {
+            hook(info);
+        }
+    }));
+    let start = Instant::now();
+    let mut fuzzer = Fuzzer::new(seed);
+    let (mut done, mut said) = (0, Instant::now());
+    while done < packets {
+        let batches = fuzzer.batches + 1;
+        done = match catch_unwind(AssertUnwindSafe(|| fuzzer.batch())) {
+            Ok(done) => done,
+            Err(_) => {
+                eprintln!("fuzz: failed in batch {batches}; again with: --seed {seed} --packets {packets}");
+                std::process::exit(1);
+            }
+        };
+        if said.elapsed() > Duration::from_secs(5) {
+            said = Instant::now();
+            let rate = done as f64 / start.elapsed().as_secs_f64() / 1e6;
+            println!("fuzz: {done} packets, {rate:.2} M/s");
+        }
+    }
+    let (sum, seen) = (fuzzer.last, fuzzer.forwarder.kernel.seen);
+    let elapsed_s = start.elapsed().as_secs_f64();
+    let drops: Vec<_> = DropReason::NAMES
+        .iter()
+        .zip(sum.dropped)
+        .filter(|(_, count)| *count > 0)
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    println!(
+        "fuzz: seed {seed}, {done} packets in {} frames and trains, {elapsed_s:.1} s, {:.2} M/s: {} delivered, {} tunnelled, dropped: {}; \
+         {} super-packets joined, {} trains sent, {} errors of the kernel, {} restarts",
+        sum.received_frames,
+        done as f64 / elapsed_s / 1e6,
+        sum.delivered_packets,
+        sum.tunnelled_packets,
+        drops.join(", "),
+        seen.joined,
+        seen.trains_sent,
+        seen.errors,
+        fuzzer.restarts,
+    ); // fmt: skip
+}
