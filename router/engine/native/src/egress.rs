@@ -4,10 +4,10 @@
 //!       → check the header → way, remembered for the flow → lives long enough, small enough?
 //!       → local: take a hop, write the frame as it is
 //!       → tunnel: a super-packet is cut into a train and sent; a packet gets its Geneve header in place and joins the
-//!         run before it: one send for a run of small packets
+//!         run of its peer (runs.rs): one send for a run of small packets
 //!       → else: the slow path
 //!
-//! The buffer, while a run of single packets grows:
+//! The buffer, while runs of single packets grow:
 //!
 //!     | Geneve | packet | Geneve | packet | Geneve | next frame is read here …
 //!     0                                   ^ at     ^ at + 20; the virtio header before it gives way to Geneve
@@ -21,11 +21,12 @@ use crate::exceptions::{Exception, Party};
 use crate::forwarder::{BATCH_BYTES, Forwarder, Settings};
 use crate::kernel::{EAGAIN, EINTR, Kernel};
 use crate::model::{DropReason, Origin, Slot, Way};
+use crate::runs::Runs;
 use crate::sender::{Datagrams, Train};
 use crate::view::{Peer, Port};
 use crate::wire::geneve;
 use crate::wire::packet::*;
-use crate::wire::shape::{MAX_TRAIN_BYTES, Shape};
+use crate::wire::shape::Shape;
 use crate::wire::split::{Pieces, Splitter};
 
 const HEADER: usize = geneve::HEADER_BYTES;
@@ -37,7 +38,7 @@ const LAST_START: usize = BUFFER_BYTES - HEADER - MAX_PACKET_BYTES - 1;
 pub struct EgressSpace {
     buffer: Box<[u8]>,
     splitter: Splitter,
-    run: Run,
+    runs: Runs,
 }
 
 impl EgressSpace {
@@ -45,39 +46,8 @@ impl EgressSpace {
         EgressSpace {
             buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
             splitter: Splitter::new(settings.vni, settings.max_segments),
-            run: Run::default(),
+            runs: Runs::new(settings.max_segments),
         }
-    }
-}
-
-/// A run of single packets for one peer, side by side in the buffer: all of `step` bytes, the last perhaps shorter.
-#[derive(Default)]
-struct Run {
-    peer: Option<Slot>,
-    start: usize,
-    end: usize,
-    step: usize,
-    count: usize,
-}
-
-impl Run {
-    fn takes(&self, peer: Slot, at: usize, end: usize, most: usize) -> bool {
-        match self.peer {
-            None => true,
-            Some(mine) => {
-                mine == peer && end - at <= self.step && self.count < most && end - self.start <= MAX_TRAIN_BYTES
-            }
-        }
-    }
-
-    /// Take the datagram in; true when it is the last the run can take, because it is shorter.
-    fn add(&mut self, peer: Slot, at: usize, end: usize) -> bool {
-        if self.peer.is_none() {
-            *self = Run { peer: Some(peer), start: at, end, step: end - at, count: 0 };
-        }
-        self.count += 1;
-        self.end = end;
-        end - at < self.step
     }
 }
 
@@ -328,27 +298,34 @@ impl<K: Kernel> Forwarder<K> {
             }
             (flags, csum_offset, csum_start) = (geneve::PARTIAL_CHECKSUM, offset as u8, start);
         }
-        if !space.run.takes(to, at, end, self.settings.max_segments) {
-            self.flush(slot, space);
+        if let Some(run) = space.runs.in_the_way(to, end - at) {
+            self.send_run(slot, space, run);
         }
         let header = geneve::encode(self.settings.vni, frame.header.version, flags, csum_offset, csum_start, 0);
         space.buffer[at..at + HEADER].copy_from_slice(&header);
-        if space.run.add(to, at, end) || end > LAST_START {
-            self.flush(slot, space);
-            return 0;
+        if let Some(run) = space.runs.add(to, at..end) {
+            self.send_run(slot, space, run);
         }
-        end
+        if end > LAST_START {
+            self.flush(slot, space);
+        }
+        if space.runs.is_empty() { 0 } else { end }
     }
 
-    /// Send the run of single packets, if there is one.
+    /// Send every run of single packets there is.
     fn flush(&mut self, slot: Slot, space: &mut EgressSpace) {
-        let Some(to) = space.run.peer.take() else { return };
-        let Run { start, end, step, count, .. } = space.run;
-        let Some(peer) = self.place.peer(to).cloned() else { return };
-        let datagrams = &space.buffer[start..end];
-        let first = &datagrams[HEADER..step];
-        let train = Train { datagrams: Datagrams::Flat(datagrams), step, packets: count, bytes: end - start };
-        self.send_counted(slot, to, &peer, &train, first);
+        while let Some(run) = space.runs.close() {
+            self.send_run(slot, space, run);
+        }
+    }
+
+    fn send_run(&mut self, slot: Slot, space: &EgressSpace, run: usize) {
+        let run = space.runs.closed(run);
+        let Some(peer) = self.place.peer(run.peer).cloned() else { return };
+        let pieces = run.pieces(&space.buffer);
+        let datagrams = Datagrams::Scattered(&pieces);
+        let train = Train { datagrams, step: run.step, packets: run.count, bytes: run.bytes };
+        self.send_counted(slot, run.peer, &peer, &train, &run.first(&space.buffer)[HEADER..]);
     }
 
     // Packets larger than the way, which IPv4 lets a router cut

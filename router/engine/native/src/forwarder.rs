@@ -101,6 +101,8 @@ pub struct Forwarder<K> {
     pub merge_udp: bool,
     /// Super-packets a TUN refused since one was taken.
     pub refused: u32,
+    /// Whose train is at hand, and how many packets of its will have been received when it is done.
+    pub at_hand: Option<(Origin, u64)>,
     pub egress: Option<Box<EgressSpace>>,
     pub ingress: Option<Box<IngressSpace>>,
     /// Set by a test: the next batch meets a bug.
@@ -130,6 +132,7 @@ impl<K: Kernel> Forwarder<K> {
             merge_tcp: settings.tun_checksum && settings.tun_tso,
             merge_udp: settings.tun_checksum && settings.tun_uso,
             refused: 0,
+            at_hand: None,
             egress: None,
             ingress: None,
             sabotage,
@@ -149,6 +152,10 @@ impl<K: Kernel> Forwarder<K> {
     pub fn recover(&mut self) {
         self.epoch += 1;
         self.renew();
+        if let Some((source, due)) = self.at_hand.take() {
+            let tally = self.tally(source);
+            tally.received_packets = tally.received_packets.max(due);
+        }
         let accounts = self.ports.iter_mut().chain(&mut self.peers).flatten();
         accounts.map(|account| &mut account.tally).chain([&mut self.strangers]).for_each(Tally::settle_failure);
     }

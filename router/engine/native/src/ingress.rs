@@ -117,7 +117,10 @@ impl<K: Kernel> Forwarder<K> {
     fn deliver(&mut self, space: &mut IngressSpace, received: Received) {
         let Received { peer, end, step } = received;
         let source = Origin::Peer(peer);
-        self.tally(source).received_frames += 1;
+        let tally = self.tally(source);
+        tally.received_frames += 1;
+        let due = tally.received_packets + (end - HEADROOM).div_ceil(step) as u64;
+        self.at_hand = Some((source, due));
         let mut at = HEADROOM;
         while at < end {
             let after = end.min(at + step);
@@ -159,6 +162,7 @@ impl<K: Kernel> Forwarder<K> {
                 }
             };
         }
+        self.at_hand = None;
     }
 
     /// Write a datagram, with those that continue it, to an attachment; return where the next begins.

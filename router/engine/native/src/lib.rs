@@ -10,6 +10,7 @@ pub mod forwarder;
 pub mod ingress;
 pub mod kernel;
 pub mod model;
+pub mod runs;
 pub mod sender;
 pub mod spin;
 pub mod table;

@@ -24,6 +24,8 @@ pub struct Train<'a> {
 pub enum Datagrams<'a> {
     /// Side by side in one slice.
     Flat(&'a [u8]),
+    /// Some side by side in each slice.
+    Scattered(&'a [IoSlice<'a>]),
     /// A header and a payload each.
     Gathered(&'a [IoSlice<'a>]),
 }
@@ -40,7 +42,7 @@ impl<K: Kernel> Forwarder<K> {
                 whole = [IoSlice::new(bytes)];
                 &whole[..]
             }
-            Datagrams::Gathered(pieces) => pieces,
+            Datagrams::Scattered(pieces) | Datagrams::Gathered(pieces) => pieces,
         };
         match self.send_patiently(slot, peer, pieces, train.step as u16) {
             Ok(()) => (train.packets, None),
@@ -67,6 +69,10 @@ impl<K: Kernel> Forwarder<K> {
                 bytes
                     .chunks(train.step)
                     .for_each(|datagram| settle(self.send_one(slot, peer, &[IoSlice::new(datagram)])));
+            }
+            Datagrams::Scattered(pieces) => {
+                let datagrams = pieces.iter().flat_map(|piece| piece.chunks(train.step));
+                datagrams.for_each(|datagram| settle(self.send_one(slot, peer, &[IoSlice::new(datagram)])));
             }
             Datagrams::Gathered(pieces) => {
                 pieces.chunks(2).for_each(|datagram| settle(self.send_one(slot, peer, datagram)));
