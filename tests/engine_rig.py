@@ -16,6 +16,7 @@ from typing import Self
 
 from router.engine.choose import choose
 from router.engine.interface import EngineCounters, EngineSettings, Snapshot
+from router.engine.python import PythonEngine
 from router.kernel.underlay import open_underlay
 from router.model import (
     NO_LIMITS,
@@ -212,6 +213,20 @@ class Rig:
         if self.started:
             self.engine.stop()
             self.started = False
+
+    def sabotage(self) -> None:
+        """Let the next frame read from a tap meet a bug, once; the rig expects to be told of it."""
+        self.expected_failures += 1
+        if isinstance(self.engine, PythonEngine):
+            egress = self.engine._egress
+
+            def stumble(*_: object) -> int:
+                del egress._forward
+                raise RuntimeError("asked for by a test")
+
+            egress._forward = stumble
+        else:
+            self.engine.sabotage()
 
     def counters(self) -> EngineCounters:
         """Return the counters, and check that every source balances and that nothing counted was taken back."""

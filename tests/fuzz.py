@@ -165,12 +165,12 @@ def mutated(random_: random.Random, valid: list[bytes], ip_at: Callable[[bytes],
         else:
             whole[at:at] = random_.randbytes(random_.randrange(1, 9))
     if random_.random() < 0.5:
-        _mend(whole, ip_at(whole))
+        mend(whole, ip_at(whole))
     return bytes(whole) or b"\0"
 
 
-def _mend(whole: bytearray, at: int) -> None:
-    """Make the IP header's length and checksum right again."""
+def mend(whole: bytearray, at: int) -> None:
+    """Make the length and checksum of the IP header at `at` right again."""
     if at + 40 > len(whole):
         return
     if whole[at] >> 4 == 4:
@@ -182,11 +182,11 @@ def _mend(whole: bytearray, at: int) -> None:
         whole[at + 4 : at + 6] = struct.pack(">H", min(0xFFFF, len(whole) - at - 40))
 
 
-def _after_geneve(whole: bytes) -> int:
+def after_geneve(whole: bytes) -> int:
     return 8 + (whole[0] & 63) * 4 if whole else 0
 
 
-def _after_vnet(_: bytes) -> int:
+def after_vnet(_: bytes) -> int:
     return VNET.size
 
 
@@ -283,7 +283,7 @@ def _datagram_batches(random_: random.Random, field: _Field, packets: int) -> It
 
 
 def _send_one(random_: random.Random, sender: socket.socket, to: tuple[str, int], valid: list[bytes]) -> int:
-    sender.sendto(b"" if random_.random() < 0.001 else mutated(random_, valid, _after_geneve), to)
+    sender.sendto(b"" if random_.random() < 0.001 else mutated(random_, valid, after_geneve), to)
     return 1
 
 
@@ -311,7 +311,7 @@ def _frame_batches(random_: random.Random, field: _Field, packets: int) -> Itera
     while sent < packets:
         count = min(_BATCH, packets - sent)
         for _ in range(count):
-            random_.choices(field.taps, (8, 1, 1))[0].send(mutated(random_, valid, _after_vnet))
+            random_.choices(field.taps, (8, 1, 1))[0].send(mutated(random_, valid, after_vnet))
         sent += count
         yield count
 

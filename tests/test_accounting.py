@@ -14,6 +14,7 @@ import pytest
 from benchmarks.contenders.interface import Way
 from benchmarks.measures.flow import Flow
 from benchmarks.namespace import Namespace
+from router.engine.choose import available
 from shim.answers import AttachmentCounters, Counters, Tally
 from shim.lab import Lab, netns
 from shim.lab.pod import LabPod
@@ -25,9 +26,9 @@ _SECONDS = 2.0
 _PAYLOAD_BYTES = 64 - 28
 
 
-@pytest.fixture
-def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
-    made = make_lab(nodes=2, pods=2)
+@pytest.fixture(params=available())
+def lab(request: pytest.FixtureRequest, make_lab: Callable[..., Lab]) -> Iterator[Lab]:
+    made = make_lab(nodes=2, pods=2, router_args=("--engine", request.param))
     yield made
     assert_balanced(made)
 

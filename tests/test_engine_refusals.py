@@ -201,6 +201,22 @@ def test_frames_that_are_nonsense_are_counted(rig: Rig) -> None:
         assert rig.tally(key("a")).tunnelled_packets == 3
 
 
+@pytest.mark.parametrize("ends", [V4, V6], ids=["v4", "v6"])
+def test_no_checksum_is_written_into_an_ip_header(rig: Rig, ends: tuple[str, str]) -> None:
+    """A Pod that may open packet sockets writes virtio headers of its own: they must not change addresses once checked."""
+    pod = rig.taps[key("a")]
+    options = b"\1" * 12 if ends is V4 else b""
+    starts = (20, 24, 28) if ends is V4 else (20, 24, 38)
+    with HandMade(rig, 2) as two, HandMade(rig, 3, offload=False, address="127.0.0.3") as three:
+        for to in (ends[1], "10.42.3.3" if ends is V4 else "fd42:3::3"):
+            for start in starts:
+                pod.send(VNET.pack(1, 0, 0, 0, start, 0) + ip(ends[0], to, UDP, udp(bytes(40)), options=options))
+        sent = 2 * len(starts)
+        until(lambda: rig.pump() or rig.tally(key("a")).received_packets == sent, "all of them")
+        assert rig.drops(key("a")) == {"malformed": sent}
+        assert rig.tally(two.node.endpoint).sent_packets == rig.tally(three.node.endpoint).sent_packets == 0
+
+
 def test_a_peer_is_told_too(rig: Rig) -> None:
     with HandMade(rig, 2) as two, HandMade(rig, 3):
         rig.pod("small", 5, mtu_bytes=500)

@@ -6,9 +6,11 @@ import random
 import socket
 import struct
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 
+from router.engine.choose import available
 from shim.lab import Lab, netns
 from shim.lab.pod import LabPod
 from tests.accounts import assert_balanced
@@ -23,14 +25,16 @@ _MOST_PAYLOAD_BYTES = {4: 65535 - 28, 6: 65535 - 8}
 _IP_BYTES = {4: 20, 6: 40}
 _ECHO = {4: (socket.IPPROTO_ICMP, 8, 0), 6: (socket.IPPROTO_ICMPV6, 128, 129)}
 _UDP_SEGMENT = 103  # linux/udp.h
-_MTUS = pytest.mark.parametrize("underlay_mtu", [1500, 9000, 1360])
+_MTUS = pytest.mark.parametrize(
+    ("engine", "underlay_mtu"), [*product(available(), (1500,)), *product(available()[:1], (9000, 1360))]
+)
 _WAYS = pytest.mark.parametrize(("family", "far"), [(4, True), (6, True), (4, False), (6, False)])
 _DF = pytest.mark.parametrize("discover", [_DO, _DONT], ids=["df", "no-df"])
 
 
 @pytest.fixture
-def pods(make_lab: Callable[..., Lab], shared_lab: Lab, underlay_mtu: int, far: bool) -> tuple[LabPod, LabPod, int]:
-    lab = shared_lab if underlay_mtu == 1500 else make_lab(nodes=2, pods=2, underlay_mtu=underlay_mtu)
+def pods(make_lab: Callable[..., Lab], engine: str, underlay_mtu: int, far: bool) -> tuple[LabPod, LabPod, int]:
+    lab = make_lab(nodes=2, pods=2, underlay_mtu=underlay_mtu, router_args=("--engine", engine))
     assert_balanced(lab)
     return lab.pods[0], lab.pods[2 if far else 1], underlay_mtu - _OVERHEAD_BYTES
 

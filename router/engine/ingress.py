@@ -61,6 +61,8 @@ class Ingress:
         self._space = memoryview(self._buffer)[_HEADROOM:]
         self._bytes = memoryview(self._buffer)
         self._refused = 0
+        self._at_hand: tuple[Tally, int] | None = None
+        """Whose train is at hand, and how many packets of its will have been received when it is done."""
         # Whose train is at hand.
         self._peer: Peer
         self._tally: Tally
@@ -98,7 +100,11 @@ class Ingress:
         return most
 
     def forget(self) -> None:
-        """Let go of what a batch that failed had in hand."""
+        """Let go of what a batch that failed had in hand; the rest of its train was received too."""
+        if self._at_hand is not None:
+            tally, due = self._at_hand
+            tally.received_packets = max(tally.received_packets, due)
+            self._at_hand = None
         for name in ("_peer", "_view"):
             self.__dict__.pop(name, None)
 
@@ -113,6 +119,7 @@ class Ingress:
         self._peer, self._view = peer, view
         tally = self._tally = peer.tallies[INGRESS]
         tally.received_frames += 1
+        self._at_hand = (tally, tally.received_packets + train.packets)
         ways, vni, step = peer.ways(view), self._vni, train.segment_bytes
         at = _HEADROOM
         while at < end:
@@ -144,6 +151,7 @@ class Ingress:
             else:
                 self._refuse(arrival, reason)
             at = after
+        self._at_hand = None
         del self._peer, self._view  # who leaves meanwhile is not kept by a train that is over
 
     def _refuse(self, arrival: _Arrival, reason: DropReason, mtu_bytes: int = 0) -> None:

@@ -88,10 +88,18 @@ fn a_share_of_nothing_never_looks() {
 }
 
 #[test]
+fn it_looks_while_something_came_just_now() {
+    let mut spin = Spin::new(Spinning { look_ns: 60_000_000_000, share_percent: 100 });
+    spin.came(1);
+    assert!(spin.goes_on());
+    spin.came(0);
+    assert!(spin.goes_on(), "nothing for less than a look");
+}
+
+#[test]
 fn looking_ends_when_it_has_found_nothing_for_long() {
     let mut spin = Spin::new(Spinning { look_ns: 1_000_000, share_percent: 100 });
     spin.came(1);
-    assert!(spin.goes_on());
     std::thread::sleep(std::time::Duration::from_millis(3));
     spin.came(0);
     assert!(!spin.goes_on(), "nothing came for three times as long as a look");

@@ -20,9 +20,12 @@ use podwire_engine::forwarder::{BATCH_BYTES, BATCH_PACKETS, Forwarder, Settings}
 use podwire_engine::kernel::Kernel;
 use podwire_engine::model::{DropReason, Tally};
 
-use memory::{MAX_SEGMENTS, MTU_BYTES, Memory, PLANTED, Seen};
+use memory::{MOST_SEGMENTS, Memory, PLANTED, Seen};
 use random::Random;
 use site::{PORTS, Site, endpoint};
+
+/// After so many another node is made, with other settings.
+const PACKETS_A_NODE: u64 = 1_000_000;
 
 struct Options {
     packets: u64,
@@ -59,30 +62,32 @@ struct Fuzzer {
 impl Fuzzer {
     fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
+        let max_segments = random.pick(&[MOST_SEGMENTS, MOST_SEGMENTS, 64, 5]);
+        let mtu_bytes = random.pick(&[1452, 1452, 8952]);
         let settings = Arc::new(Settings {
             vni: traffic::VNI,
-            mtu_bytes: MTU_BYTES,
+            mtu_bytes,
             icmp_errors_per_s: 1000,
-            max_segments: MAX_SEGMENTS,
+            max_segments,
             tun_checksum: true,
             tun_tso: true,
             tun_uso: true,
             udp_segment: !random.once_in(8),
         });
-        let mut kernel = Memory::new(Random::new(random.next()));
+        let mut kernel = Memory::new(Random::new(random.next()), max_segments, mtu_bytes);
         // Two and four are known to speak our option, three to speak plain Geneve from any port, nine is a stranger.
         kernel.from = [2, 2, 2, 2, 3, 3, 4, 4, 9].map(endpoint).to_vec();
         kernel.from.push(std::net::SocketAddr::new(endpoint(3).ip(), 33));
         let sabotage = Arc::new(AtomicBool::new(false));
         let forwarder = Forwarder::new(0, settings, kernel, Arc::new(SlowPath::default()), sabotage);
         let mut fuzzer =
-            Fuzzer { forwarder, site: Site::new(), random, batches: 0, restarts: 0, last: Tally::default() };
+            Fuzzer { forwarder, site: Site::new(mtu_bytes), random, batches: 0, restarts: 0, last: Tally::default() };
         fuzzer.forwarder.take_place(fuzzer.site.place(), 0.0);
         fuzzer
     }
 
-    /// Run one batch of one direction and check everything; return how many packets are counted in all.
-    fn batch(&mut self) -> u64 {
+    /// Run one batch of one direction and check everything.
+    fn batch(&mut self) {
         self.batches += 1;
         if self.random.once_in(200) {
             self.site.change(&mut self.random);
@@ -119,7 +124,6 @@ impl Fuzzer {
         if let Some(port) = self.forwarder.place.port(slot) {
             port.lost.store(false, Relaxed);
         }
-        self.last.received_packets
     }
 
     fn check(&mut self, before: Seen, inward: bool, whole: bool) {
@@ -145,13 +149,14 @@ impl Fuzzer {
         assert!(pairs.into_iter().chain(dropped).all(|(now, then)| now >= then), "a count went down: {last:?} {sum:?}");
         let frames = sum.received_frames - last.received_frames;
         assert_eq!(frames, seen.reads - before.reads + seen.trains - before.trains, "frames read and counted");
-        if whole {
-            let received = sum.received_packets - last.received_packets;
-            assert!(
-                !inward || received == seen.rows - before.rows,
-                "{received} datagrams of {}",
-                seen.rows - before.rows
+        if inward {
+            assert_eq!(
+                sum.received_packets - last.received_packets,
+                seen.rows - before.rows,
+                "datagrams in and counted"
             );
+        }
+        if whole {
             let sent = seen.sent_datagrams - before.sent_datagrams + seen.written_packets - before.written_packets;
             assert_eq!(sum.sent_packets - last.sent_packets, sent, "packets out and counted");
             let lost = sum.dropped[DropReason::EngineFailed as usize] - last.dropped[DropReason::EngineFailed as usize];
@@ -176,7 +181,7 @@ impl Fuzzer {
                     let known =
                         self.forwarder.place.peer(peer.slot).filter(|known| known.serial == peer.serial).cloned();
                     let now_ns = self.forwarder.kernel.now_ns();
-                    let mtu_bytes = self.random.below(MTU_BYTES);
+                    let mtu_bytes = self.random.below(self.forwarder.settings.mtu_bytes);
                     known.inspect(|known| known.lower_mtu(mtu_bytes, now_ns));
                 }
                 _ => {}
@@ -226,42 +231,43 @@ fn main() {
         }
     }));
     let start = Instant::now();
-    let mut fuzzer = Fuzzer::new(seed);
-    let (mut done, mut said) = (0, Instant::now());
-    while done < packets {
-        let batches = fuzzer.batches + 1;
-        done = match catch_unwind(AssertUnwindSafe(|| fuzzer.batch())) {
-            Ok(done) => done,
-            Err(_) => {
-                eprintln!("fuzz: failed in batch {batches}; again with: --seed {seed} --packets {packets}");
+    let mut nodes = Random::new(seed);
+    let (mut sum, mut seen, mut restarts) = (Tally::default(), Seen::default(), 0);
+    let mut said = Instant::now();
+    while sum.received_packets < packets {
+        let most = (packets - sum.received_packets).min(PACKETS_A_NODE);
+        let mut fuzzer = Fuzzer::new(nodes.next());
+        while fuzzer.last.received_packets < most {
+            if catch_unwind(AssertUnwindSafe(|| fuzzer.batch())).is_err() {
+                let batch = fuzzer.batches;
+                eprintln!("fuzz: failed after {} packets, in batch {batch} of a node", sum.received_packets);
+                eprintln!("fuzz: again with: --seed {seed} --packets {packets}");
                 std::process::exit(1);
             }
-        };
+        }
+        sum.add(&fuzzer.last);
+        seen.add(&fuzzer.forwarder.kernel.seen);
+        restarts += fuzzer.restarts;
         if said.elapsed() > Duration::from_secs(5) {
             said = Instant::now();
-            let rate = done as f64 / start.elapsed().as_secs_f64() / 1e6;
-            println!("fuzz: {done} packets, {rate:.2} M/s");
+            let rate = sum.received_packets as f64 / start.elapsed().as_secs_f64() / 1e6;
+            println!("fuzz: {} packets, {rate:.2} M/s", sum.received_packets);
         }
     }
-    let (sum, seen) = (fuzzer.last, fuzzer.forwarder.kernel.seen);
     let elapsed_s = start.elapsed().as_secs_f64();
-    let drops: Vec<_> = DropReason::NAMES
-        .iter()
-        .zip(sum.dropped)
-        .filter(|(_, count)| *count > 0)
-        .map(|(name, count)| format!("{name} {count}"))
-        .collect();
+    let rate = sum.received_packets as f64 / elapsed_s / 1e6;
+    println!("fuzz: seed {seed}, {} packets in {elapsed_s:.1} s, {rate:.2} M/s", sum.received_packets);
+    let drops = DropReason::NAMES.iter().zip(sum.dropped).filter(|(_, count)| *count > 0);
+    let drops: Vec<_> = drops.map(|(name, count)| format!("{name} {count}")).collect();
     println!(
-        "fuzz: seed {seed}, {done} packets in {} frames and trains, {elapsed_s:.1} s, {:.2} M/s: {} delivered, {} tunnelled, dropped: {}; \
-         {} super-packets joined, {} trains sent, {} errors of the kernel, {} restarts",
+        "fuzz: {} frames and trains, {} delivered, {} tunnelled, dropped: {}; {} super-packets joined, {} trains sent, \
+         {} errors of the kernel, {restarts} restarts",
         sum.received_frames,
-        done as f64 / elapsed_s / 1e6,
         sum.delivered_packets,
         sum.tunnelled_packets,
         drops.join(", "),
         seen.joined,
         seen.trains_sent,
         seen.errors,
-        fuzzer.restarts,
-    ); // fmt: skip
+    );
 }

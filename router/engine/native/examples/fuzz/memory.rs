@@ -14,8 +14,8 @@ use crate::traffic::{Traffic, VNI};
 
 /// What a planted bug says; anything else is a real one.
 pub const PLANTED: &str = "planted";
-pub const MTU_BYTES: usize = 1452;
-pub const MAX_SEGMENTS: usize = 128;
+/// What kernels take since Linux 6.9.
+pub const MOST_SEGMENTS: usize = 128;
 const EBADFD: Errno = 77;
 const ENETUNREACH: Errno = 101;
 const ECONNREFUSED: Errno = 111;
@@ -34,6 +34,19 @@ pub struct Seen {
     pub errors: u64,
 }
 
+impl Seen {
+    pub fn add(&mut self, other: &Seen) {
+        self.reads += other.reads;
+        self.trains += other.trains;
+        self.rows += other.rows;
+        self.sent_datagrams += other.sent_datagrams;
+        self.written_packets += other.written_packets;
+        self.joined += other.joined;
+        self.trains_sent += other.trains_sent;
+        self.errors += other.errors;
+    }
+}
+
 pub struct Memory {
     pub random: Random,
     pub traffic: Traffic,
@@ -45,6 +58,8 @@ pub struct Memory {
     pub panicking: usize,
     /// Whether frames written come from the underlay, and so are wholly the engine's making.
     pub inward: bool,
+    max_segments: usize,
+    mtu_bytes: usize,
     /// From which the next train comes.
     pub from: Vec<SocketAddr>,
     pub seen: Seen,
@@ -54,7 +69,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    pub fn new(mut random: Random) -> Self {
+    pub fn new(mut random: Random, max_segments: usize, mtu_bytes: usize) -> Self {
         let traffic = Traffic::new(&mut random);
         Memory {
             random,
@@ -63,6 +78,8 @@ impl Memory {
             failing: 0,
             panicking: 0,
             inward: false,
+            max_segments,
+            mtu_bytes,
             from: Vec::new(),
             seen: Seen::default(),
             now_ns: 1,
@@ -105,7 +122,7 @@ impl Memory {
             assert!(packet.len() > shape.header_bytes + usize::from(vnet.gso_size), "joined, but of one packet");
             if !shape.is_tcp() {
                 assert_eq!(usize::from(be16(packet, shape.l4 + 4)), packet.len() - shape.l4, "UDP length");
-                assert!(shape.packets_in(packet.len(), vnet.gso_size) <= MAX_SEGMENTS as u64);
+                assert!(shape.packets_in(packet.len(), vnet.gso_size) <= self.max_segments as u64);
             }
         }
         Ok(shape.packets_in(packet.len(), vnet.gso_size))
@@ -113,14 +130,14 @@ impl Memory {
 }
 
 /// Check a datagram: Geneve that its receiver takes, with one whole IP packet in it that fits the path.
-fn check_datagram(datagram: &[u8], plain: bool) {
+fn check_datagram(datagram: &[u8], plain: bool, mtu_bytes: usize) {
     let encap = geneve::decode(datagram, VNI)
         .unwrap_or_else(|reason| panic!("sent {reason:?}: {:02x?}", &datagram[..datagram.len().min(80)]));
     let packet = &datagram[encap.header_bytes..];
     let header =
         parse_ip(packet).unwrap_or_else(|| panic!("sent no IP packet: {:02x?}", &datagram[..datagram.len().min(80)]));
     assert_eq!(header.version, encap.ip_version);
-    assert!(packet.len() <= MTU_BYTES, "{} bytes are more than the path takes", packet.len());
+    assert!(packet.len() <= mtu_bytes, "{} bytes are more than the path takes", packet.len());
     assert_eq!(encap.header_bytes, if plain { geneve::BASE_BYTES } else { geneve::HEADER_BYTES });
     if encap.is_partial() {
         let start = usize::from(encap.csum_start);
@@ -192,9 +209,9 @@ impl Kernel for Memory {
         assert!(size <= MAX_TRAIN_BYTES, "a send of {size} bytes");
         let step = if segment_bytes > 0 { usize::from(segment_bytes) } else { size };
         let rows = size.div_ceil(step);
-        assert!(rows <= MAX_SEGMENTS, "a train of {rows} datagrams");
+        assert!(rows <= self.max_segments, "a train of {rows} datagrams");
         if let [whole] = datagrams {
-            whole.chunks(step).for_each(|row| check_datagram(row, plain));
+            whole.chunks(step).for_each(|row| check_datagram(row, plain, self.mtu_bytes));
         } else {
             // As the kernel cuts them: by length, whatever the pieces were.
             let mut row = std::mem::take(&mut self.row);
@@ -204,14 +221,14 @@ impl Kernel for Memory {
                 while row.len() + rest.len() >= step && !rest.is_empty() {
                     let (mine, next) = rest.split_at(step - row.len());
                     row.extend_from_slice(mine);
-                    check_datagram(&row, plain);
+                    check_datagram(&row, plain, self.mtu_bytes);
                     row.clear();
                     rest = next;
                 }
                 row.extend_from_slice(rest);
             }
             if !row.is_empty() {
-                check_datagram(&row, plain);
+                check_datagram(&row, plain, self.mtu_bytes);
             }
             self.row = row;
         }

@@ -10,19 +10,20 @@ use podwire_engine::model::Limit;
 use podwire_engine::table::{Entry, Table};
 use podwire_engine::view::{Holders, Holding, Leads, Map, Peer, Port, Routes};
 
-use crate::memory::MTU_BYTES;
 use crate::random::Random;
 
 pub const NODE: usize = 0;
 /// Slots of attachments: the node, then Pods .2 to .6.
 pub const PORTS: usize = 6;
-pub const PEERS: usize = 3;
+/// The nodes 2 to 24: more than there can be runs.
+pub const PEERS: usize = 23;
 /// What the policed Pod may receive: enough that some passes, little enough that some does not.
 const POLICED: Limit = Limit { bytes_per_s: 5_000_000, burst_bytes: 100_000 };
 
 pub struct Site {
     place: Place,
     serial: u64,
+    mtu_bytes: usize,
 }
 
 fn v4(subnet: u8, host: u8) -> IpAddr {
@@ -38,8 +39,8 @@ pub fn endpoint(number: u8) -> SocketAddr {
 }
 
 impl Site {
-    pub fn new() -> Self {
-        let mut site = Site { place: Place::default(), serial: 0 };
+    pub fn new(mtu_bytes: usize) -> Self {
+        let mut site = Site { place: Place::default(), serial: 0, mtu_bytes };
         for slot in 0..PORTS {
             site.attach(slot);
         }
@@ -68,7 +69,7 @@ impl Site {
             mtu_bytes: match host {
                 4 => 65_535,
                 5 => 600,
-                _ => MTU_BYTES,
+                _ => self.mtu_bytes,
             },
             egress: None,
             policer,
@@ -121,7 +122,7 @@ impl Site {
         for slot in (0..PEERS).filter(|&slot| present[slot]) {
             let number = slot as u8 + 2;
             let serial = self.next_serial();
-            peers[slot] = Some(Arc::new(Peer::new(serial, endpoint(number), number != 3, MTU_BYTES)));
+            peers[slot] = Some(Arc::new(Peer::new(serial, endpoint(number), number != 3, self.mtu_bytes)));
             by_endpoint.insert(endpoint(number), slot);
             by_host.insert(endpoint(number).ip(), Some(slot));
             leads.push(Leads::Peer(slot));
@@ -146,7 +147,7 @@ impl Site {
         match (random.below(3), self.place.ports[slot].is_some()) {
             (0, true) if random.once_in(6) => self.detach(slot),
             (0, _) => self.attach(slot),
-            _ => self.route(&[!random.once_in(25), !random.once_in(25), !random.once_in(25)], !random.once_in(4)),
+            _ => self.route(&std::array::from_fn(|_| !random.once_in(25)), !random.once_in(4)),
         }
     }
 }

@@ -17,30 +17,13 @@ const MOST_TRAIN_BYTES: usize = 65_000;
 const INTERESTING: [u8; 28] = [
     0, 1, 2, 4, 5, 6, 7, 8, 15, 16, 17, 20, 39, 40, 41, 44, 58, 60, 63, 64, 0x45, 0x4F, 0x60, 127, 128, 0x81, 254, 255,
 ];
-const GSO_SIZES: [u16; 16] = [1, 7, 8, 100, 255, 256, 257, 536, 1000, 1300, 1392, 1400, 1412, 1432, 2000, 65000];
-const SIZES: [usize; 12] = [0, 1, 18, 18, 64, 300, 552, 1000, 1400, 1413, 3000, 9000];
+const GSO_SIZES: [u16; 17] = [1, 7, 8, 100, 255, 256, 257, 536, 1000, 1300, 1392, 1400, 1412, 1432, 2000, 8900, 65000];
+const SIZES: [usize; 13] = [0, 1, 18, 18, 64, 300, 552, 1000, 1400, 1413, 3000, 8900, 9000];
 /// Fourth and third byte of destinations in 10.42/16; 255 for one outside of it.
+#[rustfmt::skip]
 const PLACES: [(u8, u8); 20] = [
-    (1, 2),
-    (1, 3),
-    (1, 4),
-    (1, 5),
-    (1, 6),
-    (1, 1),
-    (1, 99),
-    (2, 3),
-    (2, 3),
-    (2, 3),
-    (2, 3),
-    (2, 3),
-    (2, 3),
-    (3, 3),
-    (3, 3),
-    (4, 3),
-    (4, 3),
-    (200, 1),
-    (255, 9),
-    (255, 1),
+    (1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (1, 1), (1, 99), (2, 3), (2, 3), (2, 3), (3, 3), (3, 3), (4, 3), (4, 3), (4, 3),
+    (4, 3), (4, 3), (200, 1), (255, 9), (255, 1),
 ]; // fmt: skip
 
 /// A train as a socket hands it over: rows of `step` bytes, the last perhaps shorter.
@@ -53,25 +36,44 @@ pub struct Rows {
 pub struct Traffic {
     frames: Vec<Vec<Vec<u8>>>,
     trains: Vec<Vec<Rows>>,
+    /// Small packets to every node there is.
+    small: Vec<Vec<Vec<u8>>>,
+    /// The same frame comes so many times more: streams of packets of one size are what runs are made of.
+    again: usize,
+    last: usize,
+    /// Or small ones to all nodes come so many times.
+    spread: bool,
 }
 
 impl Traffic {
     pub fn new(random: &mut Random) -> Self {
         let frames = (0..=MOST_HOST).map(|host| (0..POOL).map(|_| frame(random, host)).collect()).collect();
         let trains = (0..=MOST_NODE).map(|node| (0..POOL).map(|_| train(random, node)).collect()).collect();
-        Traffic { frames, trains }
+        let small = (0..=MOST_HOST).map(|host| (0..POOL).map(|_| small_frame(random, host)).collect()).collect();
+        Traffic { frames, trains, small, again: 0, last: 0, spread: false }
     }
 
     /// Write a frame of a Pod into the buffer; return its length.
     pub fn frame(&mut self, random: &mut Random, host: u8, into: &mut [u8]) -> usize {
-        let at = random.below(POOL);
-        if random.once_in(256) {
+        if self.again > 0 {
+            self.again -= 1;
+        } else {
+            self.last = random.below(POOL);
+            self.again = if random.once_in(10) { random.below(60) } else { 0 };
+            self.spread = random.once_in(3);
+        }
+        let at = self.last;
+        if self.again == 0 && random.once_in(256) {
             self.frames[usize::from(host)][at] = frame(random, host);
         }
-        let made = &self.frames[usize::from(host)][at];
+        let made = if self.again > 0 && self.spread {
+            &self.small[usize::from(host)][random.below(POOL)]
+        } else {
+            &self.frames[usize::from(host)][at]
+        };
         into[..made.len()].copy_from_slice(made);
         let mut size = made.len();
-        if random.once_in(3) {
+        if random.once_in(if self.again > 0 { 30 } else { 3 }) {
             size = damage(random, &mut into[..MOST_FRAME_BYTES], size);
             if random.once_in(2) {
                 mend(&mut into[..size], VNET_BYTES);
@@ -172,6 +174,9 @@ struct Ends {
 
 fn ends(random: &mut Random, source: (u8, u8)) -> Ends {
     let (mut subnet, mut host) = random.pick(&PLACES);
+    if subnet == 4 {
+        subnet += random.below(21) as u8;
+    }
     if source.0 != 1 && !random.once_in(4) {
         (subnet, host) = (1, 2 + random.below(5) as u8);
     }
@@ -277,6 +282,16 @@ fn frame(random: &mut Random, host: u8) -> Vec<u8> {
         };
         (vnet.gso_size, vnet.hdr_len) = (gso_size, header_bytes as u16);
     }
+    [&vnet.to_bytes()[..], &packet].concat()
+}
+
+fn small_frame(random: &mut Random, host: u8) -> Vec<u8> {
+    let subnet = 2 + random.below(23) as u8;
+    let ends = Ends { src: vec![10, 42, 1, host], dst: vec![10, 42, subnet, 3] };
+    let payload_bytes = random.pick(&[18, 18, 18, 19, 64]);
+    let (packet, l4, _) = packet(random, &ends, UDP, payload_bytes);
+    let (flags, csum_start, csum_offset) = (NEEDS_CSUM, l4 as u16, UDP_CSUM_OFFSET);
+    let vnet = VnetHeader { flags, csum_start, csum_offset, ..Default::default() };
     [&vnet.to_bytes()[..], &packet].concat()
 }
 
