@@ -124,6 +124,7 @@ impl<K: Kernel> Forwarder<K> {
             at = self.forward_out(slot, port, space, &frame, way);
         }
         self.flush(slot, space);
+        self.moved_bytes += read_bytes as u64;
         reads
     }
 

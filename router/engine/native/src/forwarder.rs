@@ -97,6 +97,8 @@ pub struct Forwarder<K> {
     pub strangers: Tally,
     pub gone: Tally,
     pub suppressed: u64,
+    /// All that was read and received.
+    pub moved_bytes: u64,
     pub merge_tcp: bool,
     pub merge_udp: bool,
     /// Super-packets a TUN refused since one was taken.
@@ -129,6 +131,7 @@ impl<K: Kernel> Forwarder<K> {
             strangers: Tally::default(),
             gone: Tally::default(),
             suppressed: 0,
+            moved_bytes: 0,
             merge_tcp: settings.tun_checksum && settings.tun_tso,
             merge_udp: settings.tun_checksum && settings.tun_uso,
             refused: 0,

@@ -91,6 +91,7 @@ impl<K: Kernel> Forwarder<K> {
             reads += 1;
         }
         self.ingress = Some(space);
+        self.moved_bytes += received as u64;
         reads
     }
 

@@ -190,12 +190,13 @@ fn raw_address(to: &SocketAddr) -> (libc::sockaddr_storage, u32) {
     }
 }
 
-/// Let this thread's wake-up wait until who runs has used up its turn (SCHED_BATCH, sched(7)): where Pods and router
-/// share a processor more is waiting by then. On an idle one it is woken as quickly. It takes no privilege.
-pub fn let_others_finish() {
+/// Let this thread's wake-ups wait until who runs has used up its turn (SCHED_BATCH, sched(7)), or not. On an idle
+/// processor it is woken as quickly. It takes no privilege.
+pub fn let_others_finish(wait: bool) {
+    let policy = if wait { libc::SCHED_BATCH } else { libc::SCHED_OTHER };
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the kernel reads one sched_param, a local; it is about the calling thread alone.
-    unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &parameters) };
+    unsafe { libc::sched_setscheduler(0, policy, &parameters) };
 }
 
 /// CLOCK_MONOTONIC, in nanoseconds.

@@ -9,6 +9,7 @@ pub mod exceptions;
 pub mod forwarder;
 pub mod ingress;
 pub mod kernel;
+pub mod load;
 pub mod model;
 pub mod runs;
 pub mod sender;

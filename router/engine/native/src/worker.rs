@@ -9,7 +9,8 @@ use std::thread;
 
 use crate::exceptions::Exception;
 use crate::forwarder::{BATCH_BYTES, BATCH_PACKETS, Forwarder, Pause};
-use crate::kernel::{self, Errno, Linux, Poller, WOKEN, now_ns};
+use crate::kernel::{Errno, Linux, Poller, WOKEN, now_ns};
+use crate::load::Load;
 use crate::model::{Origin, Slot};
 use crate::spin::{Spin, Spinning};
 
@@ -94,7 +95,7 @@ impl Worker {
     pub fn run(&self) {
         let mut ready = Vec::new();
         let mut spin = Spin::new(self.spinning);
-        kernel::let_others_finish();
+        let mut load = Load::default();
         while !self.stopping.load(Acquire) {
             let due_ms = self.resume();
             let spins = spin.goes_on();
@@ -111,6 +112,9 @@ impl Worker {
                 }
             }
             spin.came(reads);
+            if reads > 0 {
+                load.note(reads, self.lock().moved_bytes);
+            }
         }
     }
 
