@@ -12,7 +12,7 @@ from benchmarks.contenders.vxlan import Vxlan
 from benchmarks.contenders.wireguard import Wireguard
 from router.engine.choose import available
 
-_SPIN_US = 50
+_SPIN_US = 100
 _SPINNING = "native"
 """The engine that can spin before it sleeps."""
 _ENGINES = available()

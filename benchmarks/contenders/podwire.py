@@ -35,7 +35,11 @@ class Podwire:
         self.engine = engine
         self.only = only
         # A router without spinning is started as people start it: without the flag.
-        self._router_args = ("--engine", engine, *(("--spin-us", str(spin_us)) if spin_us else ()))
+        self._router_args = (
+            "--engine",
+            engine,
+            *(("--spin-us", str(spin_us), "--spin-percent", "100") if spin_us else ()),
+        )
 
     def open(self, stack: ExitStack) -> Network:
         """Set up two nodes with two Pods each."""

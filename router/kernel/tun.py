@@ -33,7 +33,7 @@ _TUNSETPERSIST = 0x400454CB
 _LARGEST_HEADERS_BYTES = 72
 """IPv6 + TCP with timestamps: what an MTU loses to headers in a segment."""
 
-TX_QUEUE_FRAMES = 500
+TX_QUEUE_FRAMES = 1000
 
 
 @dataclass(frozen=True, slots=True)
