@@ -130,7 +130,7 @@ def counters(out: Console, found: Counters) -> None:
     out.print(f"ICMP errors sent: {errors}, held back by the rate limit: {suppressed}")
     out.print(f"dropped by the kernel at the underlay socket: {dropped}")
     if found.engine_restarts:
-        out.print(f"[red]the engine met a bug and began afresh: {found.engine_restarts} times[/] (see: podwire events)")
+        out.print(f"the engine met a bug and began afresh: {found.engine_restarts} times; podwire events tells more")
 
 
 def event(out: Console, found: Event) -> None:

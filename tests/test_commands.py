@@ -178,7 +178,7 @@ def test_counters(run: Run) -> None:
     assert text[-3:] == [
         "ICMP errors sent: 1, held back by the rate limit: 8",
         "dropped by the kernel at the underlay socket: 9",
-        "the engine met a bug and began afresh: 10 times (see: podwire events)",
+        "the engine met a bug and began afresh: 10 times; podwire events tells more",
     ]
     found = answer(run("counters", "--json"))
     assert found["attachments"][1]["tally"]["dropped"] == {"no_route": 2, "spoofed_source": 1}
