@@ -37,6 +37,16 @@ def assert_balanced(lab: Lab) -> None:
             assert unbalanced(counters(node)) == [], node.name
 
 
+@contextmanager
+def mended(lab: Lab) -> Iterator[Lab]:
+    """Start the routers that a failed test left dead; whatever this one did, the accounts add up after it."""
+    for node in lab.nodes:
+        if node.pid is None:
+            node.start()
+    yield lab
+    assert_balanced(lab)
+
+
 def of_pod(pod: LabPod) -> AttachmentCounters:
     """Return the counters of one Pod as its node's router keeps them."""
     return next(each for each in counters(pod.node).attachments if each.key.sandbox_id == pod.sandbox_id)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-import site
 import subprocess
 import sys
 import tomllib
@@ -16,18 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parent.parent
-NOT_SOURCE = shutil.ignore_patterns(
-    ".*", "__pycache__", "*.egg-info", "build", "dist", "results", "target", "*.so", "podwire-cni"
-)
-
-
-def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, timeout=60, check=False, cwd=cwd, env=env
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+from tests.wheel import ROOT, build, install, run
 
 
 def without_cargo() -> dict[str, str]:
@@ -40,14 +28,8 @@ def without_cargo() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel from a copy of the tree where there is no cargo, with the setuptools that is here: no network."""
-    folder = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT, folder / "source", ignore=NOT_SOURCE)
-    offline = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation")
-    wheel = (sys.executable, "-m", "pip", "wheel", *offline, "-w", folder, folder / "source")
-    run(*wheel, env=without_cargo())
-    (built,) = folder.glob("*.whl")
-    return built
+    """Build the wheel as on a machine without cargo."""
+    return build(tmp_path_factory.mktemp("wheel"), without_cargo())
 
 
 def test_the_wheel_holds_exactly_the_two_packages(wheel: Path) -> None:
@@ -85,16 +67,17 @@ def test_every_package_has_its_init() -> None:
 
 
 def test_the_command_starts_in_a_fresh_venv(wheel: Path, tmp_path: Path) -> None:
-    run(sys.executable, "-m", "venv", "--without-pip", tmp_path)
-    python = tmp_path / "bin/python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
-    # Dependencies come from here. A path in a .pth file brings no editable install along.
-    (folder,) = tmp_path.glob("lib/python*/site-packages")
-    (folder / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    install(wheel, tmp_path)
     clean = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     said = run(tmp_path / "bin/podwire", "--version", cwd=tmp_path, env=clean)
     assert "0.1.0" in said
-    places = run(python, "-c", "import router, shim; print(router.__file__, shim.__file__)", cwd=tmp_path, env=clean)
+    places = run(
+        tmp_path / "bin/python",
+        "-c",
+        "import router, shim; print(router.__file__, shim.__file__)",
+        cwd=tmp_path,
+        env=clean,
+    )
     assert all(Path(place).is_relative_to(tmp_path) for place in places.split())
 
 

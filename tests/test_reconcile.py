@@ -12,7 +12,7 @@ from shim.answers import AttachmentKey, Event
 from shim.client import Client, ClientError
 from shim.lab import Lab, netns, plan
 from shim.lab.node import LabNode
-from tests.accounts import assert_balanced, eventually
+from tests.accounts import eventually, mended
 from tests.crowd import holdings, interfaces, namespaces, path
 
 pytestmark = pytest.mark.netns
@@ -20,12 +20,8 @@ pytestmark = pytest.mark.netns
 
 @pytest.fixture
 def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
-    made = make_lab(nodes=2, pods=0, router_args=("--address-rest-s", "0"))
-    for node in made.nodes:  # what a failed test left dead
-        if node.pid is None:
-            node.start()
-    yield made
-    assert_balanced(made)
+    with mended(make_lab(nodes=2, pods=0, router_args=("--address-rest-s", "0"))) as made:
+        yield made
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from shim.lab import Lab
 from tests.accounts import assert_balanced
 from tests.conformance import images, network, parts
+from tests.conformance.cni_sides import Side, both
 from tests.conformance.containerd import Containerd
 from tests.conformance.kubelet import Kubelet
 from tests.conformance.network import Network
@@ -91,3 +92,14 @@ def make_cluster(image: Path) -> Iterator[ClusterMaker]:
         yield make
         for lab in labs:
             assert_balanced(lab)
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Side]]:
+    with both(tmp_path_factory) as made:
+        yield made
+
+
+@pytest.fixture
+def native(sides: list[Side]) -> Side:
+    return next(side for side in sides if side.client == "native")

@@ -20,7 +20,7 @@ from shim.answers import Attachment, Limits, PortMapping
 from shim.client import ClientError
 from shim.lab import Lab, netns
 from shim.lab.node import LabNode
-from tests.accounts import assert_balanced, eventually
+from tests.accounts import eventually, mended
 from tests.conformance.cni_rig import CLIENTS, STOCK, Plugin, Said, Sandbox, chain, executable_of
 from tests.crowd import interfaces, namespaces, path
 
@@ -43,12 +43,8 @@ def python_executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
-    made = make_lab(nodes=2, pods=1, outside=True, router_args=("--address-rest-s", "0"))
-    for node in made.nodes:  # what a failed test left dead
-        if node.pid is None:
-            node.start()
-    yield made
-    assert_balanced(made)
+    with mended(make_lab(nodes=2, pods=1, outside=True, router_args=("--address-rest-s", "0"))) as made:
+        yield made
 
 
 @pytest.fixture

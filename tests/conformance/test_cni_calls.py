@@ -6,31 +6,19 @@ import json
 import random
 import re
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from shim.lean import hpack
-from tests.cni_sides import Side, both, frame, lying
+from tests.conformance.cni_sides import Side, frame, lying
 
 SEED = 20_251
 SETTINGS = frame(4, 0, 0)
 OPENED = frame(1, 4, 1, b"\x88")
 BODY = frame(0, 0, 1, bytes(5))
 TRAILERS = frame(1, 5, 1, hpack.encode([(b"grpc-status", b"0")]))
-
-
-@pytest.fixture(scope="module")
-def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Side]]:
-    with both(tmp_path_factory) as made:
-        yield made
-
-
-@pytest.fixture
-def native(sides: list[Side]) -> Side:
-    return next(side for side in sides if side.client == "native")
 
 
 def test_a_large_list_of_what_is_to_stay_passes_the_windows(sides: list[Side]) -> None:

@@ -10,7 +10,6 @@ import copy
 import json
 import random
 import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,24 +17,13 @@ from typing import Any
 
 import pytest
 
-from tests.cni_sides import Json, Side, both
+from tests.conformance.cni_sides import Json, Side
 
 SEED = 20_251
 CASES = 300
 COMMANDS = ("ADD",) * 10 + ("DEL",) * 3 + ("CHECK",) * 4 + ("STATUS", "GC", "GC", "VERSION", "FETCH", "add", "")
 STAND_IN = 0x10F800
 """First of the characters that stand for lone surrogates in the compiled one (shim/cni/native/src/text.rs)."""
-
-
-@pytest.fixture(scope="module")
-def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Side]]:
-    with both(tmp_path_factory) as made:
-        yield made
-
-
-@pytest.fixture
-def native(sides: list[Side]) -> Side:
-    return next(side for side in sides if side.client == "native")
 
 
 # What is fed to both.

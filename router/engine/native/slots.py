@@ -49,9 +49,7 @@ class Slots(Generic[T]):
     def known(self, slot: int, serial: int) -> T | None:
         """Return who has the slot under that serial, or None."""
         holder = self._holders.get(slot)
-        if holder is None or self._slots.get(holder, (slot, 0))[1] != serial:
-            return None
-        return holder
+        return holder if holder is not None and self._slots.get(holder) == (slot, serial) else None
 
     def __contains__(self, holder: T) -> bool:
         return holder in self._slots

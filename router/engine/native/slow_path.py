@@ -106,5 +106,5 @@ class SlowPath:
         else:
             self._host.offload_failed(feature, "the TUN refused 16 super-packets in a row")
 
-    def _failed(self, _thread: int, why: str) -> None:
+    def _failed(self, why: str) -> None:
         self._host.engine_failed(why)

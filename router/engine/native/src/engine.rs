@@ -2,9 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
 
 use crate::bucket::Bucket;
 use crate::decide::{Place, transit};
@@ -101,10 +103,6 @@ impl Engine {
         Ok(Engine { settings, socket, workers, control, slow_path, sabotage })
     }
 
-    fn control(&self) -> MutexGuard<'_, Control> {
-        self.control.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
     /// Who reads an attachment.
     fn reader(&self, slot: Slot) -> &Worker {
         &self.workers[slot % (self.workers.len() - 1).max(1)]
@@ -123,7 +121,7 @@ impl Engine {
 
     /// Swap the whole snapshot in. Peers no longer in it are unknown from the next batch on.
     pub fn replace_routes(&self, new: NewRoutes) {
-        let mut control = self.control();
+        let mut control = self.control.lock();
         let mut peers: Vec<Option<Arc<Peer>>> = Vec::new();
         let mut by_endpoint = Map::default();
         let mut by_host: Map<IpAddr, Option<Slot>> = Map::default();
@@ -152,14 +150,14 @@ impl Engine {
 
     /// Take the path to a peer for smaller than it was.
     pub fn lower_mtu(&self, peer: Party, mtu_bytes: usize) {
-        if let Some(known) = self.control().place.peer(peer.slot).filter(|known| known.serial == peer.serial) {
+        if let Some(known) = self.control.lock().place.peer(peer.slot).filter(|known| known.serial == peer.serial) {
             known.lower_mtu(mtu_bytes, now_ns());
         }
     }
 
     /// Return the overlay MTU of the path to a peer.
     pub fn mtu_of(&self, peer: Party) -> Option<usize> {
-        let control = self.control();
+        let control = self.control.lock();
         control.place.peer(peer.slot).filter(|known| known.serial == peer.serial).map(|known| known.mtu_bytes())
     }
 
@@ -167,7 +165,7 @@ impl Engine {
 
     /// Carry packets of an attachment in a slot that is free; return its serial.
     pub fn attach(&self, new: NewPort) -> Result<u64, Errno> {
-        let mut control = self.control();
+        let mut control = self.control.lock();
         let now_s = now_ns() as f64 / 1e9;
         let serial = control.serial + 1;
         let port = Port {
@@ -197,7 +195,7 @@ impl Engine {
 
     /// Stop carrying; return the final count. Afterwards the fd is the caller's.
     pub fn detach(&self, slot: Slot) -> Option<Tally> {
-        let mut control = self.control();
+        let mut control = self.control.lock();
         let port = control.place.ports.get_mut(slot)?.take()?;
         let mut holders = Holders::clone(&control.place.holders);
         holders.by_address.retain(|_, holder| *holder != slot);
@@ -224,7 +222,7 @@ impl Engine {
 
     /// Say what would become of an IP packet from that source, which must be there.
     pub fn decide(&self, packet: &[u8], source: Origin) -> Way {
-        let control = self.control();
+        let control = self.control.lock();
         let place = &control.place;
         let Some(header) = parse_ip(packet) else { return Way::Drop(DropReason::Malformed) };
         let way = place.way(&header.addresses, source);
@@ -249,7 +247,7 @@ impl Engine {
     // Running
 
     pub fn start(&self) -> std::io::Result<()> {
-        let mut control = self.control();
+        let mut control = self.control.lock();
         for worker in &self.workers {
             worker.reset();
             control.threads.push(spawn(worker)?);
@@ -259,7 +257,7 @@ impl Engine {
 
     /// End the threads, each after its batch.
     pub fn stop(&self) {
-        let threads = std::mem::take(&mut self.control().threads);
+        let threads = std::mem::take(&mut self.control.lock().threads);
         self.workers.iter().for_each(|worker| worker.stop());
         for thread in threads {
             let _ = thread.join(); // a panic in it was counted where it was caught
@@ -278,7 +276,7 @@ impl Engine {
 
     /// Return everything counted so far, each thread between two batches.
     pub fn counters(&self) -> Counters {
-        let control = self.control();
+        let control = self.control.lock();
         let mut counters = Counters { socket_drops: socket_drops(self.socket), ..Default::default() };
         counters.ports.resize(control.place.ports.len(), Tally::default());
         counters.peers.resize(control.place.peers.len(), Tally::default());

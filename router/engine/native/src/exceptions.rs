@@ -2,8 +2,9 @@
 //! (router/engine/native/slow_path.py). Bounded: a flood of exceptions is counted, not kept.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
 
 use crate::model::{DropReason, Origin, Slot};
 
@@ -48,7 +49,6 @@ pub enum Exception {
     },
     /// A thread met a bug; it has begun afresh.
     Failed {
-        thread: usize,
         why: String,
     },
 }
@@ -66,13 +66,9 @@ pub struct SlowPath {
 }
 
 impl SlowPath {
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
     /// Hand an exception over; false when there is no room.
     pub fn push(&self, exception: Exception) -> bool {
-        let mut queue = self.queue();
+        let mut queue = self.queue.lock();
         let most = if matches!(exception, Exception::Refused { .. }) { MOST_REFUSED } else { MOST };
         if queue.exceptions.len() >= most {
             return false;
@@ -84,18 +80,16 @@ impl SlowPath {
 
     /// Take everything that waits; wait for the first, or a nudge, at most so long.
     pub fn take(&self, timeout: Duration) -> Vec<Exception> {
-        let queue = self.queue();
-        let (mut queue, _) = self
-            .arrived
-            .wait_timeout_while(queue, timeout, |queue| queue.exceptions.is_empty() && !queue.nudged)
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut queue = self.queue.lock();
+        let nothing = |queue: &mut Queue| queue.exceptions.is_empty() && !queue.nudged;
+        self.arrived.wait_while_for(&mut queue, nothing, timeout);
         queue.nudged = false;
         queue.exceptions.drain(..).collect()
     }
 
     /// Let a `take`, or the next one, return though nothing came.
     pub fn nudge(&self) {
-        self.queue().nudged = true;
+        self.queue.lock().nudged = true;
         self.arrived.notify_all();
     }
 }

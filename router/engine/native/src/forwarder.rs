@@ -195,35 +195,24 @@ impl<K: Kernel> Forwarder<K> {
 
     /// The account of a source; None for who is not there, and for the router.
     pub fn account(&mut self, origin: Origin) -> Option<&mut Account> {
-        let (accounts, slot) = match origin {
-            Origin::Port(slot) => (&mut self.ports, slot),
-            Origin::Peer(slot) => (&mut self.peers, slot),
-            Origin::Router => return None,
-        };
-        if accounts.get(slot).is_none_or(|account| account.is_none()) {
-            let serial = match origin {
-                Origin::Port(slot) => self.place.port(slot)?.serial,
-                _ => self.place.peer(slot)?.serial,
-            };
-            accounts.resize_with(accounts.len().max(slot + 1), || None);
-            accounts[slot] = Some(Box::new(Account::new(serial, self.settings.icmp_errors_per_s)));
-        }
-        accounts[slot].as_deref_mut()
+        self.books(origin).0
     }
 
     /// The tally of a source; whoever is not there any more counts among the gone.
     pub fn tally(&mut self, origin: Origin) -> &mut Tally {
-        let opened = match origin {
-            Origin::Port(slot) => matches!(self.ports.get(slot), Some(Some(_))) || self.account(origin).is_some(),
-            Origin::Peer(slot) => matches!(self.peers.get(slot), Some(Some(_))) || self.account(origin).is_some(),
-            Origin::Router => false,
+        let (account, gone) = self.books(origin);
+        account.map_or(gone, |account| &mut account.tally)
+    }
+
+    /// The account of a source, and where counts go that have none.
+    fn books(&mut self, origin: Origin) -> (Option<&mut Account>, &mut Tally) {
+        let (place, per_s) = (&self.place, self.settings.icmp_errors_per_s);
+        let account = match origin {
+            Origin::Port(slot) => open(&mut self.ports, slot, || place.port(slot).map(|port| port.serial), per_s),
+            Origin::Peer(slot) => open(&mut self.peers, slot, || place.peer(slot).map(|peer| peer.serial), per_s),
+            Origin::Router => None,
         };
-        match origin {
-            Origin::Port(slot) if opened => self.ports[slot].as_mut().map(|account| &mut account.tally),
-            Origin::Peer(slot) if opened => self.peers[slot].as_mut().map(|account| &mut account.tally),
-            _ => None,
-        }
-        .unwrap_or(&mut self.gone)
+        (account, &mut self.gone)
     }
 
     /// Decide by addresses; the flow seen last is remembered.
@@ -365,6 +354,21 @@ fn admitted<K: Kernel>(port: &Port, kernel: &mut K, packet_bytes: usize) -> bool
 fn shaped(limit: Limit) -> Limit {
     let least = (limit.bytes_per_s as f64 * LEAST_SHAPED_S) as u64;
     Limit { burst_bytes: limit.burst_bytes.max(least), ..limit }
+}
+
+/// Return the account in a slot, opened now for who has that serial if there is none yet.
+fn open(
+    accounts: &mut Accounts,
+    slot: Slot,
+    serial: impl FnOnce() -> Option<u64>,
+    icmp_errors_per_s: u32,
+) -> Option<&mut Account> {
+    if accounts.get(slot).is_none_or(Option::is_none) {
+        let account = Account::new(serial()?, icmp_errors_per_s);
+        accounts.resize_with(accounts.len().max(slot + 1), || None);
+        accounts[slot] = Some(Box::new(account));
+    }
+    accounts[slot].as_deref_mut()
 }
 
 /// Add what an account counted to those who are gone.

@@ -86,8 +86,8 @@ enum Told {
     Lost(&'static str, Slot, u64, i32),
     /// "offload", feature, (slot, serial) of the peer, errno.
     Offload(&'static str, &'static str, Option<(Slot, u64)>, i32),
-    /// "failed", thread, why.
-    Failed(&'static str, usize, String),
+    /// "failed", why.
+    Failed(&'static str, String),
 }
 
 fn party(party: Option<Party>) -> Option<(Slot, u64)> {
@@ -107,7 +107,7 @@ fn told(exception: Exception) -> Told {
         Exception::PathTooSmall { peer } => Told::Path("path", peer.slot, peer.serial),
         Exception::AttachmentLost { port, errno } => Told::Lost("lost", port.slot, port.serial, errno),
         Exception::OffloadFailed { feature, peer, errno } => Told::Offload("offload", feature, party(peer), errno),
-        Exception::Failed { thread, why } => Told::Failed("failed", thread, why),
+        Exception::Failed { why } => Told::Failed("failed", why),
     }
 }
 

@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use foldhash::fast::RandomState;
+use parking_lot::Mutex;
 
 use crate::bucket::Bucket;
 use crate::model::{Limit, Slot};
@@ -55,7 +55,7 @@ pub struct Port {
 impl Port {
     /// Tell whether its policer lets a packet be written to the Pod, and count it if so.
     pub fn admits(&self, policer: &Mutex<Bucket>, packet_bytes: u64, now_s: f64) -> bool {
-        policer.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).admit(packet_bytes, now_s)
+        policer.lock().admit(packet_bytes, now_s)
     }
 }
 

@@ -1,11 +1,13 @@
-//! A thread that waits for fds and forwards what they have, in batches. Control works between two batches: it takes the
-//! right of way at the gate and the forwarder's lock with it, so it never waits longer than one batch.
+//! A thread that waits for fds and forwards what they have, in batches. Control works between two batches: the thread hands
+//! the forwarder's lock to who waits for it, and is handed it back, so neither ever waits longer than one turn of the other.
 
 use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::exceptions::Exception;
 use crate::forwarder::{BATCH_BYTES, BATCH_PACKETS, Forwarder, Pause};
@@ -20,8 +22,6 @@ const SOCKET: u64 = u64::MAX - 1;
 pub struct Worker {
     name: String,
     forwarder: Mutex<Forwarder<Linux>>,
-    /// How many of the control side want the forwarder.
-    waiting: AtomicUsize,
     poller: Poller,
     stopping: AtomicBool,
     pauses: Mutex<Vec<Pause>>,
@@ -34,7 +34,6 @@ impl Worker {
         Ok(Worker {
             name: name.to_owned(),
             forwarder: Mutex::new(forwarder),
-            waiting: AtomicUsize::new(0),
             poller: Poller::new()?,
             stopping: AtomicBool::new(false),
             pauses: Mutex::new(Vec::new()),
@@ -51,10 +50,10 @@ impl Worker {
 
     /// Do something with the forwarder between two batches.
     pub fn between_batches<T>(&self, work: impl FnOnce(&mut Forwarder<Linux>) -> T) -> T {
-        self.waiting.fetch_add(1, AcqRel);
-        let mut forwarder = self.lock();
-        self.waiting.fetch_sub(1, AcqRel);
-        work(&mut forwarder)
+        let mut forwarder = self.forwarder.lock();
+        let result = work(&mut forwarder);
+        MutexGuard::unlock_fair(forwarder);
+        result
     }
 
     pub fn watch_socket(&self, socket: RawFd) -> Result<(), Errno> {
@@ -67,7 +66,7 @@ impl Worker {
 
     /// Watch an attachment no more, whether it is paused or not; for use between two batches.
     pub fn unwatch(&self, fd: RawFd, slot: Slot) {
-        self.pauses().retain(|pause| pause.slot != slot);
+        self.pauses.lock().retain(|pause| pause.slot != slot);
         self.poller.unwatch(fd);
     }
 
@@ -79,14 +78,6 @@ impl Worker {
     /// Make ready to run (again).
     pub fn reset(&self) {
         self.stopping.store(false, Release);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Forwarder<Linux>> {
-        self.forwarder.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn pauses(&self) -> MutexGuard<'_, Vec<Pause>> {
-        self.pauses.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     // The thread
@@ -103,17 +94,18 @@ impl Worker {
             if ready.is_empty() && spins {
                 spin.make_way();
             }
-            let mut reads = 0;
+            let (mut reads, mut moved_bytes) = (0, 0);
             for &token in &ready {
                 if token == WOKEN {
                     self.poller.drain_wake();
-                } else {
-                    reads += self.batch(token, BATCH_PACKETS);
+                    continue;
                 }
+                let batch = self.batch(token, BATCH_PACKETS);
+                (reads, moved_bytes) = (reads + batch.0, batch.1);
             }
             spin.came(reads);
             if reads > 0 {
-                load.note(reads, self.lock().moved_bytes);
+                load.note(reads, moved_bytes);
             }
         }
     }
@@ -128,7 +120,7 @@ impl Worker {
             self.poller.wait(&mut ready, 0);
             for &token in &ready {
                 if token != WOKEN && done < budget {
-                    done += self.batch(token, BATCH_PACKETS.min(budget - done));
+                    done += self.batch(token, BATCH_PACKETS.min(budget - done)).0;
                 }
             }
             if done == before {
@@ -138,27 +130,24 @@ impl Worker {
         done
     }
 
-    fn batch(&self, token: u64, most: usize) -> usize {
-        while self.waiting.load(Acquire) > 0 {
-            thread::yield_now(); // who waits at the gate goes first
-        }
-        let mut forwarder = self.lock();
+    /// Run a batch; return its reads, and the bytes moved by all batches so far. One that panicked counts as one read.
+    fn batch(&self, token: u64, most: usize) -> (usize, u64) {
+        let mut forwarder = self.forwarder.lock();
         let work = AssertUnwindSafe(|| match token {
             SOCKET => forwarder.ingress_batch(most),
             slot => self.drain(&mut forwarder, slot as Slot, most),
         });
-        match catch_unwind(work) {
-            Ok(reads) => reads,
-            Err(panic) => {
-                let why = panic.downcast_ref::<&str>().map(|why| (*why).to_owned());
-                let why = why.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-                forwarder.recover();
-                self.restarts.fetch_add(1, Relaxed);
-                let thread = forwarder.thread;
-                forwarder.slow_path.push(Exception::Failed { thread, why: format!("{}: {why}", self.name) });
-                1
-            }
-        }
+        let reads = catch_unwind(work).unwrap_or_else(|panic| {
+            let why = panic.downcast_ref::<&str>().map(|why| (*why).to_owned());
+            let why = why.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            forwarder.recover();
+            self.restarts.fetch_add(1, Relaxed);
+            forwarder.slow_path.push(Exception::Failed { why: format!("{}: {why}", self.name) });
+            1
+        });
+        let moved_bytes = forwarder.moved_bytes;
+        MutexGuard::unlock_fair(forwarder); // to who waits, before this thread asks again
+        (reads, moved_bytes)
     }
 
     /// Read an attachment as its limit lets it; in debt, leave the rest in its interface until that is paid.
@@ -183,7 +172,7 @@ impl Worker {
             let wait_s = shaper.wait_s();
             if wait_s > 0.0 {
                 self.poller.unwatch(port.fd);
-                self.pauses().push(Pause { slot, due_ns: now_ns() + (wait_s * 1e9) as u64 });
+                self.pauses.lock().push(Pause { slot, due_ns: now_ns() + (wait_s * 1e9) as u64 });
             }
         }
         if port.lost.load(Relaxed) {
@@ -194,7 +183,7 @@ impl Worker {
 
     /// Watch again who has paused long enough; return the milliseconds until the next is due, -1 when none is.
     fn resume(&self) -> i32 {
-        let mut pauses = self.pauses();
+        let mut pauses = self.pauses.lock();
         if pauses.is_empty() {
             return -1;
         }

@@ -1,9 +1,10 @@
 //! The node that is fuzzed: Pods and the node itself, peers with our option and one without, limits; and what changes of it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
 
+use parking_lot::Mutex;
 use podwire_engine::bucket::Bucket;
 use podwire_engine::decide::Place;
 use podwire_engine::model::Limit;
