@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test conformance fuzz lint format bench proto setup clean need-root
+.PHONY: help demo test conformance storm fuzz lint format bench proto setup clean need-root
 
 # PATH as a login shell of root has it: ip and nft are in /usr/sbin.
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
@@ -25,10 +25,14 @@ test: need-root ## run every test (root, under six minutes); ARGS="-k icmp -x" f
 	@scripts/setup.sh dev bench
 	@python -m pytest -q $(ARGS)
 
-conformance: need-root ## run real containerd, podman and libcni on it, from Debian's packages (root, five minutes); ARGS=--quick for the shorter churn
+conformance: need-root ## real containerd, podman and libcni on it, real etcd and Kubernetes' client under it (root, eight minutes); ARGS=--quick for the shorter churn
 	@scripts/setup.sh dev
 	@scripts/conformance-setup.sh
 	@python -m pytest -q tests/conformance $(ARGS)
+
+storm: need-root ## 20 rounds of 50 nodes that lease in a real etcd at once, plain and with kill -9 of nodes and etcd (a quarter of an hour); ARGS="--rounds 3"
+	@scripts/setup.sh dev
+	@python -m tests.etcd_storm $(ARGS)
 
 fuzz: setup ## send a million mutated datagrams and frames to each engine, as many to both, 10⁸ to the compiled data path; FUZZ_PACKETS=, NATIVE_FUZZ_PACKETS=, ARGS="--seed 1"
 	@command -v cargo >/dev/null || { echo "error: there is no cargo, so the native engine cannot be fuzzed. Install Rust 1.88 or newer; or: python -m tests.fuzz" >&2; exit 1; }

@@ -35,6 +35,9 @@ class Host:
         """Void the measure."""
         raise MeasureFailed(f"{feature}: {why}")
 
+    def probe_answered(self, endpoint: Endpoint, answer: bytes, received_ns: int) -> None:
+        """Nobody asks here."""
+
     def engine_failed(self, why: str) -> None:
         """Void the measure."""
         raise MeasureFailed(why)

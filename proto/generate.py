@@ -1,5 +1,7 @@
 """Make the stubs in router/rpc/v1, shim/lean/fields.py and docs/reference/api.md from proto/podwire/v1/*.proto.
 
+proto/etcd/v3/*.proto, a part of etcd's own API, gives stubs in router/rpc/etcd and nothing else.
+
 `python proto/generate.py` writes them; `--check` writes nothing and exits 1 when they are stale.
 """
 
@@ -32,6 +34,9 @@ LEAN = Path("shim/lean/fields.py")
 LEAN_METHODS = ("Attach", "Detach", "Sync", "Check", "ListAttachments", "GetStatus")
 """What processes call that cannot wait for grpcio and protobuf to be imported."""
 PACKAGE = "podwire.v1"
+ETCD_STUBS = Path("router/rpc/etcd")
+HOMES = {"podwire.v1": "router.rpc.v1", "etcd.v3": "router.rpc.etcd"}
+"""A folder of proto/, and the Python package of its stubs."""
 PACKAGE_INIT = '"""Generated from proto/ by proto/generate.py; do not edit."""\n'
 
 
@@ -59,7 +64,25 @@ def main() -> int:
 
 def generate() -> dict[Path, str]:
     """Return every generated file by its path from the root of the repository."""
-    sources = sorted(str(path.relative_to(PROTO_DIR)) for path in PROTO_DIR.glob("podwire/v1/*.proto"))
+    wanted, described = _compile("podwire/v1", STUBS)
+    for file in described.file:
+        if file.service:
+            wanted[STUBS / f"{Path(file.name).stem}_pb2_grpc.pyi"] = _grpc_types(file)
+    stubs, etcd = _compile("etcd/v3", ETCD_STUBS)
+    wanted |= stubs
+    for file in etcd.file:
+        if file.service:
+            wanted[ETCD_STUBS / f"{Path(file.name).stem}_pb2_grpc.pyi"] = _aio_types(file)
+    wanted[ETCD_STUBS / "__init__.py"] = PACKAGE_INIT
+    wanted |= {STUBS.parent / "__init__.py": PACKAGE_INIT, STUBS / "__init__.py": PACKAGE_INIT}
+    wanted[LEAN] = "\n".join(_lean(described)) + "\n"
+    wanted[REFERENCE] = "\n".join(_reference(described)).rstrip() + "\n"
+    return wanted
+
+
+def _compile(folder: str, home: Path) -> tuple[dict[Path, str], FileDescriptorSet]:
+    """Return the stubs of a folder of proto/ by their paths, and what protoc understood."""
+    sources = sorted(str(path.relative_to(PROTO_DIR)) for path in PROTO_DIR.glob(f"{folder}/*.proto"))
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         arguments = ["protoc", f"-I{PROTO_DIR}", f"-I{files('grpc_tools') / '_proto'}"]
@@ -68,15 +91,8 @@ def generate() -> dict[Path, str]:
         if protoc.main([*arguments, *sources]):
             raise SystemExit("protoc failed; its messages are above")
         described = FileDescriptorSet.FromString((out / "set").read_bytes())
-        generated = {path.name: path.read_text() for path in (out / "podwire/v1").iterdir()}
-    wanted = {STUBS / name: _at_home(text) for name, text in generated.items() if not _is_empty_service(name, text)}
-    for file in described.file:
-        if file.service:
-            wanted[STUBS / f"{Path(file.name).stem}_pb2_grpc.pyi"] = _grpc_types(file)
-    wanted |= {STUBS.parent / "__init__.py": PACKAGE_INIT, STUBS / "__init__.py": PACKAGE_INIT}
-    wanted[LEAN] = "\n".join(_lean(described)) + "\n"
-    wanted[REFERENCE] = "\n".join(_reference(described)).rstrip() + "\n"
-    return wanted
+        generated = {path.name: path.read_text() for path in (out / folder).iterdir()}
+    return {home / name: _at_home(text) for name, text in generated.items() if not _is_empty(name, text)}, described
 
 
 _LEAN_KINDS = {
@@ -130,8 +146,9 @@ def _lean(described: FileDescriptorSet) -> Iterator[str]:
 
 
 def _present() -> Iterator[Path]:
-    for pattern in ("*.py", "*.pyi"):
-        yield from (path.relative_to(ROOT) for path in (ROOT / STUBS).glob(pattern))
+    for folder in (STUBS, ETCD_STUBS):
+        for pattern in ("*.py", "*.pyi"):
+            yield from (path.relative_to(ROOT) for path in (ROOT / folder).glob(pattern))
 
 
 def _text(path: Path) -> str | None:
@@ -147,11 +164,12 @@ def _summary(before: str | None, after: str | None) -> str:
 
 def _at_home(text: str) -> str:
     """Import the other stubs from where they are: protoc takes the proto package for a Python package."""
-    text = re.sub(rf"\b(from|import) {re.escape(PACKAGE)}\b", r"\1 router.rpc.v1", text)
+    for package, home in HOMES.items():
+        text = re.sub(rf"\b(from|import) {re.escape(package)}\b", rf"\1 {home}", text)
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
 
 
-def _is_empty_service(name: str, text: str) -> bool:
+def _is_empty(name: str, text: str) -> bool:
     return name.endswith("_pb2_grpc.py") and "Servicer" not in text
 
 
@@ -174,6 +192,20 @@ def _grpc_types(file: FileDescriptorProto) -> str:
         adder = f"def add_{service.name}Servicer_to_server"
         add = f"{adder}(servicer: {service.name}Servicer, server: grpc.Server) -> None: ..."
         lines += ["", *stub, "", *servicer, "", add]
+    return "\n".join(lines) + "\n"
+
+
+def _aio_types(file: FileDescriptorProto) -> str:
+    """Return a .pyi for stubs that are called from asyncio; there is no server of them here."""
+    lines = ["import grpc.aio", "", f"from {HOMES['etcd.v3']} import {Path(file.name).stem}_pb2"]
+    for service in file.service:
+        lines += ["", f"class {service.name}Stub:", "    def __init__(self, channel: grpc.aio.Channel) -> None: ..."]
+        for method in service.method:
+            shape = "StreamStream" if method.server_streaming else "UnaryUnary"
+            types = ", ".join(
+                f"{Path(file.name).stem}_pb2.{_short(t)}" for t in (method.input_type, method.output_type)
+            )
+            lines.append(f"    {method.name}: grpc.aio.{shape}MultiCallable[{types}]")
     return "\n".join(lines) + "\n"
 
 

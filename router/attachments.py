@@ -16,15 +16,16 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 
+from router.addresses import Addresses
 from router.departed import Departed, now_ns
 from router.engine.interface import Engine
 from router.errors import Kind, Refusal
 from router.events import EventKind, EventLog
 from router.held import Held, same_namespace
-from router.ipam import Ipam, node_address
+from router.ipam import node_address
 from router.journal import Intent, Journal, Recorded
 from router.kernel import inspect, netns, tun
-from router.model import Attachment, AttachmentKey, Interface, Offloads, Prefix
+from router.model import Attachment, AttachmentKey, Interface, Node, Offloads, Prefix
 from router.ports import Ports
 from router.status import AttachRequest, CheckRequest
 
@@ -52,10 +53,8 @@ class Attachments:
         self._ports = ports
         self._mtu_bytes = mtu_bytes
         self._offloads = offloads
-        self._rest_s = rest_s
         self._lock = threading.Lock()
-        self._ipam = Ipam((), rest_s)
-        self._subnets: tuple[Prefix, ...] = ()
+        self.addresses = Addresses(rest_s)
         self._held: dict[AttachmentKey, Held] = {}
         self._departed = Departed(journal)
         self._busy: set[AttachmentKey] = set()
@@ -63,21 +62,32 @@ class Attachments:
 
     # Addresses
 
-    def set_subnets(self, subnets: tuple[Prefix, ...]) -> None:
-        """Give out addresses of these subnets from now on; what is held outside them stays its holder's."""
-        with self._lock:
-            if subnets == self._subnets:
-                return
-            ipam = Ipam(subnets, self._rest_s)
-            strays = ipam.restore(self._ipam.held(), self._ipam.resting(time.time()))
-            self._ipam, self._subnets = ipam, subnets
-        if strays:
-            _log.warning("held outside this node's subnets: %s", ", ".join(str(stray.ip) for stray in strays))
+    def set_subnets(self, subnets: tuple[Prefix, ...], others: Collection[Node] = ()) -> None:
+        """Give out addresses of these subnets from now on; cut off what holds one that is another node's now.
 
-    def free(self) -> dict[Prefix, int]:
-        """Return how many addresses of each subnet can be given out now."""
+        What is held outside all of them stays its holder's.
+        """
+        self.addresses.set_subnets(subnets)
+        taken = self.addresses.taken_by(others)
+        if not taken:
+            return
         with self._lock:
-            return dict(self._ipam.free(time.time()))
+            held = [each for each in self._held.values() if not each.lost]
+        for each in held:
+            for address in each.attachment.addresses:
+                if (node := taken.get(address)) is not None and not each.lost:
+                    self._cut_off(each, f"{address.ip} is in a subnet of node {node.name} now: attach it anew")
+
+    def _cut_off(self, held: Held, why: str) -> None:
+        """Carry nothing of an attachment any more; it is made anew when it is asked for again."""
+        key = held.attachment.key
+        with self._lock:
+            fd, held.fd, held.lost = held.fd, -1, True
+        if fd >= 0:
+            self._engine.detach(key)
+            tun.discard(fd)
+        _log.warning("cut off %s: %s", key, why)
+        self._events.record(EventKind.LEASE_LOST, why, key=key)
 
     # Attach
 
@@ -118,9 +128,8 @@ class Attachments:
             )
         key = request.key
         with ExitStack() as undo:
-            with self._lock:
-                addresses = self._ipam.allocate(key, request.addresses, time.time())
-            undo.callback(self._return_unused, key)
+            addresses = self.addresses.allocate(key, request.addresses)
+            undo.callback(self.addresses.withdraw, key)
             if 0 < request.mtu_bytes < _LEAST_MTU_BYTES and any(interface.version == 6 for interface in addresses):
                 raise Refusal(
                     Kind.INVALID,
@@ -149,10 +158,6 @@ class Attachments:
         with self._lock:
             self._held[key] = Held(attachment, began_ns, namespace, fd)
         return attachment
-
-    def _return_unused(self, key: AttachmentKey) -> None:
-        with self._lock:
-            self._ipam.withdraw(key)
 
     def _dress(self, attachment: Attachment) -> tun.Dress:
         gateways = tuple(node_address(interface.network).ip for interface in attachment.addresses)
@@ -222,10 +227,10 @@ class Attachments:
         self._ports.release(key)
         now_s = time.time()
         self._journal.finish_detach(key, now_s, detached_ns)
+        self.addresses.release(key, now_s)
         with self._lock:
-            self._ipam.release(key, now_s)
             del self._held[key]
-        self._journal.forget_resting(now_s - self._rest_s)
+        self._journal.forget_resting(now_s - self.addresses.rest_s)
         _log.info("detached %s (%s)", key, why)
         self._events.record(kind, f"{_text(attachment.addresses)} rests; {why}", key=key)
 
@@ -286,14 +291,12 @@ class Attachments:
                     tun.remove(attachment.netns_path, attachment.key.if_name)
                 # What was being detached had been in use, what was being attached had not.
                 self._journal.finish_detach(attachment.key, now_s if recorded.intent is Intent.DETACHING else 0.0)
-        self._journal.forget_resting(now_s - self._rest_s)
+        self._journal.forget_resting(now_s - self.addresses.rest_s)
         state = self._journal.load()
         attachments = [recorded.attachment for recorded in state.attachments]
         with self._lock:
             self._departed.restore()
-            self._ipam = Ipam(subnets, self._rest_s)
-            self._subnets = subnets
-            self._ipam.restore({attachment.key: attachment.addresses for attachment in attachments}, state.resting)
+        self.addresses.restore(subnets, attachments, state.resting)
         self._ports.restore(attachments)
         for recorded in state.attachments:
             self._reopen(recorded)

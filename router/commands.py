@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from router.config import Settings
     from shim.runtimes.reconciler import Reconciler
 
+_PATHS = (
+    "subnets", "socket", "state_dir", "tls.cert", "tls.key", "tls.ca",
+    "etcd.ca", "etcd.cert", "etcd.key", "etcd.password_file", "kubernetes.config",
+)  # fmt: skip
+IN_CLUSTER = "in-cluster"
 _SWITCH = click.Choice(["auto", "on", "off"])
 
 
@@ -29,6 +34,24 @@ def router() -> None:
 @click.option("--network", "network", metavar="CIDR", multiple=True, help="Cluster range; repeat for IPv4 and IPv6.")
 @click.option("--underlay", metavar="ADDR[:PORT]", help="Where other routers reach this one. Port 6081 unless given.")
 @click.option("--subnets", "subnets", metavar="FILE", help="Subnet table in TOML; re-read when it changes.")
+@click.option("--etcd", "etcd__endpoints", metavar="URL", multiple=True, help="Or: lease subnets in etcd; repeat.")
+@click.option("--etcd-prefix", "etcd__prefix", metavar="KEY", help="What keys there begin with. [default: /podwire]")
+@click.option("--etcd-ttl-s", "etcd__ttl_s", metavar="S", help="How long a lease outlives its router. [default: 30]")
+@click.option("--etcd-ipv4-length", "etcd__ipv4_length", metavar="N", help="Prefix length of a subnet. [default: 24]")
+@click.option("--etcd-ipv6-length", "etcd__ipv6_length", metavar="N", help="… of an IPv6 one. [default: 64]")
+@click.option("--etcd-reserve/--no-etcd-reserve", "etcd__reserve", default=None, help="Keep the subnets for good.")
+@click.option("--etcd-ca", "etcd__ca", metavar="FILE", help="Authority that signed etcd's certificates (PEM).")
+@click.option("--etcd-cert", "etcd__cert", metavar="FILE", help="Certificate to show to etcd (PEM).")
+@click.option("--etcd-key", "etcd__key", metavar="FILE", help="Its private key (PEM).")
+@click.option("--etcd-user", "etcd__user", metavar="NAME", help="User of etcd.")
+@click.option("--etcd-password-file", "etcd__password_file", metavar="FILE", help="File with the user's password.")
+@click.option(
+    "--kubernetes",
+    "kubernetes__config",
+    metavar="FILE",
+    help="Or: what Kubernetes allots; a kubeconfig, or in-cluster.",
+)
+@click.option("--kubernetes-context", "kubernetes__context", metavar="NAME", help="Context of the kubeconfig.")
 @click.option("--socket", "socket", metavar="PATH", help="Control socket. [default: /run/podwire/router.sock]")
 @click.option("--state-dir", metavar="DIR", help="Journal of addresses and attachments. [default: /var/lib/podwire]")
 @click.option("--engine", metavar="NAME", help="What carries the packets: auto, native or python. [default: auto]")
@@ -110,8 +133,8 @@ def _run(flags: dict[str, object], config_file: Path | None) -> None:
     from router.kernel import rights
 
     flags = {name.replace("__", "."): value for name, value in flags.items()}
-    for name in ("subnets", "socket", "state_dir", "tls.cert", "tls.key", "tls.ca"):
-        if isinstance(path := flags.get(name), str):
+    for name in _PATHS:
+        if isinstance(path := flags.get(name), str) and path != IN_CLUSTER:
             flags[name] = str(Path(path).absolute())
     settings = load_settings(flags, os.environ, config_file)
     _log_to_stderr(settings.log_level, settings.log_format)

@@ -22,6 +22,7 @@ from router.values import (
     number_reader,
     read_endpoint,
     read_flag,
+    read_key_prefix,
     read_listen,
     read_name,
     read_path,
@@ -30,6 +31,7 @@ from router.values import (
     read_seconds,
     read_switch,
     read_text,
+    read_urls,
 )
 
 ENVIRONMENT = "PODWIRE_"
@@ -61,6 +63,40 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
+class Etcd:
+    """A cluster of etcd v3 in which nodes lease their subnets."""
+
+    endpoints: tuple[str, ...]
+    """URLs, http or https, without a path; the first that answers is used."""
+    prefix: str = "/podwire"
+    """Before every key: one prefix, one Pod network."""
+    ttl_s: float = 30.0
+    """How long a lease outlives its router; whole seconds, 3 at least."""
+    ipv4_length: int = 24
+    """Prefix length of an IPv4 subnet to take; the same on all nodes."""
+    ipv6_length: int = 64
+    reserve: bool = False
+    """Keep the subnets this node's for good, whether its lease lives or not."""
+    ca: Path | None = None
+    """Authority that signed the servers' certificates; None: the system's."""
+    cert: Path | None = None
+    """Certificate to show them, with its key."""
+    key: Path | None = None
+    user: str = ""
+    password_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kubernetes:
+    """An API server whose Nodes say the table."""
+
+    config: str
+    """Path of a kubeconfig, or "in-cluster"."""
+    context: str = ""
+    """Context of the kubeconfig; empty: the current one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All that `podwire router run` can be told."""
 
@@ -70,7 +106,9 @@ class Settings:
     underlay: Endpoint
     """Where this router receives from other nodes."""
     subnets_file: Path | None = None
-    """Where the subnet table comes from; None: only over gRPC."""
+    """Where the subnet table comes from: this, `etcd` or `kubernetes`; without any of them only over gRPC."""
+    etcd: Etcd | None = None
+    kubernetes: Kubernetes | None = None
     socket_path: Path = Path("/run/podwire/router.sock")
     state_dir: Path = Path("/var/lib/podwire")
     engine: str = "auto"
@@ -125,7 +163,7 @@ def load_settings(flags: Mapping[str, object], environ: Mapping[str, str], confi
 
 def flag(name: str) -> str:
     """Return the command line's word for a setting."""
-    named = {"tls.listen": "listen", "tls.ca": "tls-client-ca"}.get(name) or name.removeprefix("offloads.")
+    named = _FLAGS.get(name) or name.removeprefix("offloads.")
     return "--" + named.replace("_", "-").replace(".", "-")
 
 
@@ -137,7 +175,7 @@ def _settled(read: dict[str, object]) -> Settings:
                 Kind.INVALID,
                 f"{name} is not set: give {flag(name)}, {ENVIRONMENT}{_shout(name)}, or {name} in the --config file",
             )
-    tables: dict[str, dict[str, object]] = {"tls": {}, "offloads": {}}
+    tables: dict[str, dict[str, object]] = {"tls": {}, "offloads": {}, "etcd": {}, "kubernetes": {}}
     plain: dict[str, object] = {}
     for name, value in read.items():
         table, dot, key = name.partition(".")
@@ -153,8 +191,21 @@ def _settled(read: dict[str, object]) -> Settings:
                 f"a TCP listener needs mutual TLS, and {', '.join(missing)} is not set ({', '.join(map(flag, missing))})",
             )
         plain["tls"] = Tls(**tables["tls"])  # type: ignore[arg-type]
+    if tables["etcd"]:
+        plain["etcd"] = _etcd(tables["etcd"])
+    if tables["kubernetes"]:
+        if "config" not in tables["kubernetes"]:
+            raise Refusal(Kind.INVALID, f"kubernetes.config is not set ({flag('kubernetes.config')})")
+        plain["kubernetes"] = Kubernetes(**tables["kubernetes"])  # type: ignore[arg-type]
+    given = [name for name, field_name in _SOURCES.items() if plain.get(field_name) is not None]
+    if len(given) > 1:
+        raise Refusal(
+            Kind.INVALID, f"the subnet table comes from one source, not from {' and '.join(map(flag, given))}"
+        )
     settings = Settings(**plain)  # type: ignore[arg-type]
     check_networks(settings.networks, settings.underlay)
+    if settings.etcd is not None:
+        _check_lengths(settings.networks, settings.etcd)
     if 0 < settings.mtu_bytes < 1280 and (wide := [n for n in settings.networks if n.version == 6]):
         raise Refusal(
             Kind.INVALID, f"mtu_bytes {settings.mtu_bytes} is below the 1280 that IPv6 needs (RFC 8200), for {wide[0]}"
@@ -165,6 +216,32 @@ def _settled(read: dict[str, object]) -> Settings:
     ):
         raise Refusal(Kind.INVALID, "offloads.tun_tso and tun_uso cannot be on while offloads.tun_checksum is off")
     return settings
+
+
+def _etcd(given: dict[str, object]) -> Etcd:
+    if "endpoints" not in given:
+        raise Refusal(Kind.INVALID, f"etcd.endpoints is not set ({flag('etcd.endpoints')})")
+    found = Etcd(**given)  # type: ignore[arg-type]
+    if (found.cert is None) != (found.key is None):
+        raise Refusal(Kind.INVALID, "etcd.cert and etcd.key go together: set both, or neither")
+    if bool(found.user) != (found.password_file is not None):
+        raise Refusal(Kind.INVALID, "etcd.user and etcd.password_file go together: set both, or neither")
+    if any((found.ca, found.cert)) and (plain := [url for url in found.endpoints if not url.startswith("https:")]):
+        raise Refusal(Kind.INVALID, f"etcd endpoint {plain[0]} is not https, and certificates are given for it")
+    return found
+
+
+def _check_lengths(networks: tuple[Prefix, ...], etcd: Etcd) -> None:
+    """Refuse subnets that do not fit into the cluster range."""
+    for network in networks:
+        name = f"etcd.ipv{network.version}_length"
+        length = etcd.ipv4_length if network.version == 4 else etcd.ipv6_length
+        if not network.prefixlen <= length < network.max_prefixlen:
+            raise Refusal(
+                Kind.INVALID,
+                f"{name} {length} cuts no subnets from {network}: use {network.prefixlen + 1} or more "
+                f"({flag(name)}), and less than {network.max_prefixlen}",
+            )
 
 
 def _from_file(path: Path) -> Iterator[tuple[str, object]]:
@@ -240,6 +317,19 @@ _PARSERS: dict[str, Callable[[object], object]] = {
     "tls.cert": read_path,
     "tls.key": read_path,
     "tls.ca": read_path,
+    "etcd.endpoints": read_urls,
+    "etcd.prefix": read_key_prefix,
+    "etcd.ttl_s": number_reader(3, 86400),
+    "etcd.ipv4_length": number_reader(1, 31),
+    "etcd.ipv6_length": number_reader(1, 127),
+    "etcd.reserve": read_flag,
+    "etcd.ca": read_path,
+    "etcd.cert": read_path,
+    "etcd.key": read_path,
+    "etcd.user": read_text,
+    "etcd.password_file": read_path,
+    "kubernetes.config": read_text,
+    "kubernetes.context": read_text,
     "log.level": choice_reader("debug", "info", "warning", "error"),
     "log.format": choice_reader("text", "json"),
 }
@@ -251,4 +341,13 @@ _FIELDS = {
     "log.format": "log_format",
 }
 """Settings that the code has another word for: there is room for a unit or a plural."""
+_FLAGS = {
+    "tls.listen": "listen",
+    "tls.ca": "tls-client-ca",
+    "etcd.endpoints": "etcd",
+    "kubernetes.config": "kubernetes",
+}
+"""Settings that the command line has a shorter word for."""
+_SOURCES = {"subnets": "subnets_file", "etcd.endpoints": "etcd", "kubernetes.config": "kubernetes"}
+"""Settings that name a source of the subnet table, and the field each is in."""
 _TABLES = {name.partition(".")[0]: None for name in _PARSERS if "." in name}

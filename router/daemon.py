@@ -13,31 +13,27 @@ import time
 import uuid
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, suppress
-from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
-from router import collector, routes
+from router import collector, overlay
 from router.attachments import Attachments
+from router.cluster import Cluster, Underlay
 from router.config import Settings
 from router.engine.choose import AUTO, BUILD, NAMES, choose
-from router.engine.interface import Engine, EngineSettings, Snapshot
+from router.engine.interface import Engine, EngineSettings
 from router.errors import Kind, Refusal
 from router.events import EventKind, EventLog
 from router.journal import Identity, Journal
-from router.kernel import selftest, underlay
-from router.kernel.links import local_prefixes, mtu_of
-from router.model import NODE_KEY, Attachment, AttachmentKey, Endpoint, Node, Offloads, SubnetTable
+from router.kernel import underlay
+from router.kernel.links import local_prefixes
+from router.model import NODE_KEY, Attachment, AttachmentKey, Endpoint, Node, Prefix, SubnetTable
 from router.ports import Ports
-from router.reach import Reach
 from router.reconcile import Reconciler
-from router.status import AttachRequest, CheckRequest, Counters, Status
+from router.status import AttachRequest, CheckRequest, Counters, PeerStatus, Status
 from router.subnets.check import overlap_with_local
-from router.subnets.file import FileSource
-from router.subnets.tables import Tables
 from router.tombstones import Tombstones
 from router.uplink import Uplink, node_interfaces
-from router.values import Switch
 
 _log = logging.getLogger(__name__)
 
@@ -58,15 +54,19 @@ class Daemon:
             _log.info("engine %s, as the %s one is not built here: build it with %s", engine_name, NAMES[0], BUILD)
         with ExitStack() as undo:
             overlap_with_local(settings.networks, local_prefixes(besides=NODE_KEY.if_name))
-            self._mtu_bytes = self._overlay_mtu()
-            self._offloads = self._test_offloads()
+            self._mtu_bytes = overlay.mtu_bytes(settings)
+            self._offloads, notes = overlay.offloads(settings)
+            self._note(notes)
             self._journal = Journal(settings.state_dir / "router.db")
             undo.callback(self._journal.close)
             undo.push(_if_failed(self._journal.withdraw))
-            self._epoch = self._identify()
-            self._tables = Tables(settings, self._journal, self._apply, self._announce)
-            self._source = FileSource(settings.subnets_file) if settings.subnets_file else None
-            first = self._first_table()
+            identity = self._identify()
+            self._epoch = identity.counters_epoch
+            self._cluster = Cluster(
+                settings, self._journal, self.events, identity.epoch, self._take_subnets, self._hold
+            )
+            undo.callback(self._cluster.stop)  # a source may run from its first reading on
+            first = self._cluster.first()
             socket = underlay.open_underlay(settings.underlay, self._offloads)
             undo.callback(socket.close)
             self._engine: Engine = factory(
@@ -79,7 +79,7 @@ class Daemon:
                     spin_us=settings.spin_us,
                     spin_percent=settings.spin_percent,
                 ),
-                self._snapshot(first),
+                first,
                 socket,
                 self,
             )
@@ -96,28 +96,27 @@ class Daemon:
             undo.callback(self._attachments.close)
             tombstones = Tombstones(settings.socket_path.parent / "tombstones")
             self._reconciler = Reconciler(self._attachments, tombstones)
-            self._reach = Reach(settings.underlay)
             self._uplink = Uplink(
                 settings.networks, self._mtu_bytes, self._offloads, settings.egress, settings.masquerade
             )
             undo.callback(self._uplink.close)
             undo.push(_if_failed(self._uplink.withdraw))
-            self._attachments.restore(self._tables.own_subnets(first))
-            self._note(self._uplink.apply(self._tables.own_subnets(first), self._engine))
+            own = self._cluster.own_subnets()
+            self._attachments.restore(own)
+            self._note(self._uplink.apply(own, self._engine))
             self._reconciler.round()
             undo.callback(self._engine.close)
             undo.callback(self._engine.stop)
             self._engine.start()
             undo.callback(self._reconciler.stop)
             self._reconciler.start()
-            if self._source is not None:
-                undo.callback(self._source.stop)
-                self._source.start(self._take_table, self._refuse_table)
+            undo.callback(self._cluster.stop)
+            self._cluster.start(self._engine, Underlay(socket, self._mtu_bytes, self._path_carries))
             self._undo = undo.pop_all()
         _log.info(
             "node %s: engine %s, underlay %s, overlay MTU %d, subnets %s",
             settings.node, engine_name, settings.underlay, self._mtu_bytes,
-            ", ".join(map(str, self._tables.own_subnets())) or "none yet",
+            ", ".join(map(str, own)) or "none yet",
         )  # fmt: skip
         self.events.record(EventKind.STARTED, f"engine {engine_name}", node=settings.node)
 
@@ -138,44 +137,9 @@ class Daemon:
 
     # Start
 
-    def _overlay_mtu(self) -> int:
-        overhead = underlay.overhead_bytes(self._settings.underlay)
-        most = mtu_of(self._settings.underlay.address) - overhead
-        wanted = self._settings.mtu_bytes or most
-        if wanted > most:
-            raise Refusal(
-                Kind.INVALID,
-                f"--mtu-bytes {wanted} does not fit: the underlay interface carries {most + overhead}, "
-                f"the tunnel adds {overhead}; use {most} or less",
-            )
-        least = 1280 if any(network.version == 6 for network in self._settings.networks) else 576
-        if wanted < least:
-            raise Refusal(
-                Kind.INVALID,
-                f"the overlay MTU would be {wanted}, and must be {least} at least for this cluster range: "
-                f"raise the underlay interface's MTU to {least + overhead}",
-            )
-        return wanted
-
-    def _test_offloads(self) -> Offloads:
-        """Apply the switches, then let the self-test switch off what does not work."""
-        switches = self._settings.offloads
-        names = [entry.name for entry in fields(Offloads) if entry.name != "max_segments"]
-        wanted = Offloads(
-            **{name: getattr(switches, name) is not Switch.OFF for name in names},
-            max_segments=switches.max_segments or Offloads().max_segments,
-        )
-        found, notes = selftest.probe(wanted)
-        for name in names:
-            if getattr(switches, name) is Switch.ON and not getattr(found, name):
-                why = next((note for note in notes if note.startswith(name)), "")
-                raise Refusal(Kind.STATE, f"offload {name} must be on, but does not work here: {why}; set it to auto")
-        self._note(notes)
-        return found
-
-    def _identify(self) -> str:
+    def _identify(self) -> Identity:
         """Say whose journal it is, refuse another node's, and begin a new epoch of counters."""
-        name, epoch = self._settings.node, str(uuid.uuid4())
+        name = self._settings.node
         known = self._journal.node()
         if known is not None and known.name != name:
             raise Refusal(
@@ -183,21 +147,9 @@ class Daemon:
                 f"state directory {self._settings.state_dir} belongs to node {known.name!r}, this is {name!r}: "
                 "use another --state-dir, or remove it if that node is no more",
             )
-        self._journal.set_node(Identity(name, known.epoch if known else str(uuid.uuid4()), epoch))
-        return epoch
-
-    def _first_table(self) -> SubnetTable:
-        """Return the table to start with: the file's, or if that is bad, the last one that was in force."""
-        if self._source is None:
-            return self._tables.confirm()
-        try:
-            return self._tables.prepare(self._source.read())
-        except Refusal as refusal:
-            if not self._tables.current.nodes:
-                raise
-            last = self._tables.confirm()
-            self._refuse_table(refusal.message)
-            return last
+        identity = Identity(name, known.epoch if known else str(uuid.uuid4()), str(uuid.uuid4()))
+        self._journal.set_node(identity)
+        return identity
 
     def _note(self, notes: Collection[str]) -> None:
         for note in notes:
@@ -206,48 +158,31 @@ class Daemon:
 
     # Subnet table
 
-    def _snapshot(self, table: SubnetTable) -> Snapshot:
-        return routes.snapshot(table, self._settings.node, self._settings.networks, self._settings.egress)
-
-    def _apply(self, table: SubnetTable) -> None:
-        """Put a checked table into force."""
-        own = self._tables.own_subnets(table)
-        snapshot = self._snapshot(table)
+    def _take_subnets(self, own: tuple[Prefix, ...], others: Collection[Node]) -> None:
+        """Make this node's subnets actual; what Pods hold in another node's is theirs no more."""
         self._note(self._uplink.apply(own, self._engine))
-        self._attachments.set_subnets(own)
-        self._engine.replace_routes(snapshot)
-
-    def _announce(self, table: SubnetTable) -> None:
-        """Tell of a table that is in force."""
-        message = f"version {table.version}, {len(table.nodes)} nodes"
-        _log.info("subnet table: %s", message)
-        self.events.record(EventKind.TABLE_CHANGED, message, node=self._settings.node)
-
-    def _take_table(self, nodes: tuple[Node, ...]) -> None:
-        self._tables.adopt(nodes)
-
-    def _refuse_table(self, message: str) -> None:
-        self._tables.error = message
-        _log.error("subnet table refused, the last one stays in force: %s", message)
-        self.events.record(EventKind.TABLE_REFUSED, message, node=self._settings.node)
+        self._attachments.set_subnets(own, others)
 
     def subnets(self) -> SubnetTable:
         """Return the table in force."""
-        return self._tables.current
+        return self._cluster.table
 
     def replace_subnets(self, nodes: tuple[Node, ...], expected_version: int | None) -> SubnetTable:
-        """Replace the table whole. Raise Refusal: CONFLICT when the version has moved, STATE when a file rules."""
-        return self._tables.replace(nodes, expected_version)
+        """Replace the table whole. Raise Refusal: CONFLICT when the version has moved, STATE when a source rules."""
+        return self._cluster.tables.replace(nodes, expected_version)
 
     def upsert_subnets(self, node: Node) -> SubnetTable:
         """Add or replace one node of the table."""
-        return self._tables.upsert(node)
+        return self._cluster.tables.upsert(node)
 
     def remove_subnets(self, name: str) -> SubnetTable:
         """Take one node out of the table."""
-        return self._tables.remove(name)
+        return self._cluster.tables.remove(name)
 
     # Attachments
+
+    def _hold(self, why: str) -> None:
+        self._attachments.addresses.hold(why)
 
     def attach(self, request: AttachRequest) -> Attachment:
         """Give a Pod its interface. Idempotent."""
@@ -282,10 +217,9 @@ class Daemon:
 
     def status(self) -> Status:
         """Return this router at a glance."""
-        table = self._tables.current
-        others = [node for node in table.nodes if node.name != self._settings.node]
-        count_unreachable, unreachable = self._reach.unreachable(others)
-        own = self._tables.own_subnets()
+        table = self._cluster.table
+        count_unreachable, unreachable = self._cluster.unreachable()
+        own = self._cluster.own_subnets()
         lost = tuple(
             "podwire0 is gone: restart the router to have it back" if key == NODE_KEY
             else f"attachment {key} lost its device; detach it, or attach it again"
@@ -305,15 +239,23 @@ class Daemon:
             offloads=self._offloads,
             notes=(*self._notes, *lost),
             attachments=len(self._attachments.list()),
-            peers=len(others),
+            peers=sum(node.name != self._settings.node for node in table.nodes),
             table_version=table.version,
-            table_age_s=self._tables.age_s,
-            free_addresses=self._attachments.free(),
+            table_age_s=self._cluster.tables.age_s,
+            free_addresses=self._attachments.addresses.free(),
             resident_bytes=_resident_bytes(),
-            table_error=self._tables.error,
+            table_error=self._cluster.tables.error,
             peers_unreachable=count_unreachable,
             unreachable=unreachable,
+            source=self._cluster.source_state(),
         )
+
+    def peers(self) -> tuple[SubnetTable, tuple[PeerStatus, ...]]:
+        """Return the table and, of every other node in it, how its router stands."""
+        table = self._cluster.table
+        tallies = self._engine.counters().peers
+        found = self._cluster.peers()
+        return table, tuple(PeerStatus(node, report, tallies.get(node.endpoint)) for node, report in found)
 
     # What the engine asks and tells (engine.interface.Host)
 
@@ -323,6 +265,13 @@ class Daemon:
             return underlay.path_mtu(self._settings.underlay, endpoint)
         except OSError:
             return self._mtu_bytes + underlay.overhead_bytes(self._settings.underlay)
+
+    def _path_carries(self, endpoint: Endpoint) -> int:
+        return self.path_mtu(endpoint) - underlay.overhead_bytes(self._settings.underlay)
+
+    def probe_answered(self, endpoint: Endpoint, answer: bytes, received_ns: int) -> None:
+        """Take a peer's answer to a probe."""
+        self._cluster.probe_answered(endpoint, answer, received_ns)
 
     def attachment_lost(self, key: AttachmentKey, why: str) -> None:
         """Note a device that is gone."""

@@ -48,6 +48,7 @@ _SPOOFED = _refuse(VerdictKind.DROP, DropReason.SPOOFED_SOURCE)
 _NOT_ROUTABLE = _refuse(VerdictKind.DROP, DropReason.NOT_ROUTABLE)
 _NO_ROUTE = _refuse(VerdictKind.REJECT, DropReason.NO_ROUTE)
 _NO_ATTACHMENT = _refuse(VerdictKind.REJECT, DropReason.NO_ATTACHMENT)
+_PEER_DOWN = _refuse(VerdictKind.REJECT, DropReason.PEER_DOWN)
 _WRONG_NODE = _refuse(VerdictKind.REJECT, DropReason.WRONG_NODE)
 _EGRESS_DISABLED = _refuse(VerdictKind.REJECT, DropReason.EGRESS_DISABLED)
 _TO_NODE = Verdict(VerdictKind.LOCAL, NODE_KEY)
@@ -73,12 +74,17 @@ def decide_addresses(addresses: bytes, origin: Origin, place: Place) -> Verdict:
             return _WRONG_NODE
         if origin.is_node and src not in origin.addresses:
             return _SPOOFED  # the peer would take it for an intruder: its source lies in no subnet of ours
-        return Verdict(VerdictKind.TUNNEL, leads_to)
+        return Verdict(VerdictKind.TUNNEL, leads_to) if leads_to.up else _PEER_DOWN
     if leads_to is Zone.OWN_SUBNET:
         return _NO_ATTACHMENT
     if leads_to is Zone.CLUSTER or origin.peer is not None or origin.is_node:
         return _NO_ROUTE
     return _TO_NODE if place.egress else _EGRESS_DISABLED
+
+
+def same_peer(one: NextHop, other: NextHop) -> bool:
+    """Tell whether two next hops are one peer, whatever else is known of it at either time."""
+    return one is other or (one.node == other.node and one.endpoint == other.endpoint)
 
 
 def _holds_source(src: bytes, origin: Origin, place: Place) -> bool:
@@ -88,7 +94,8 @@ def _holds_source(src: bytes, origin: Origin, place: Place) -> bool:
     the outside world, whose answers to Pods come through it.
     """
     if origin.peer is not None:
-        return place.table.lookup(src) == origin.peer
+        leads_to = place.table.lookup(src)
+        return isinstance(leads_to, NextHop) and same_peer(leads_to, origin.peer)
     return src in origin.addresses or (origin.is_node and place.table.index(src) == 0)
 
 

@@ -38,6 +38,14 @@ class EventKind(StrEnum):
     STOPPING = "stopping"
     RELEASED = "released"
     """Without being asked for one by one: its sandbox is gone."""
+    LEASE_TAKEN = "lease_taken"
+    LEASE_LOST = "lease_lost"
+    """Of the node's subnets; with a key: that Pod's address is another node's now."""
+    SOURCE_LOST = "source_lost"
+    """The store of the subnet table went away."""
+    SOURCE_FOUND = "source_found"
+    PEER_DOWN = "peer_down"
+    PEER_UP = "peer_up"
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,9 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Open or create the file, and keep every other router out of its directory until `close`."""
         self._file = StateFile(path, _STEPS)
+        status = path.stat()
+        self.place = f"{status.st_dev}:{status.st_ino}"
+        """Which file it is, on this machine: no two routers have the same one."""
         self.close = self._file.close
         self.withdraw = self._file.withdraw
 
@@ -188,7 +191,7 @@ class Journal:
             return State(recorded, tuple(resting), gone)
 
     def save_table(self, table: SubnetTable | None) -> None:
-        """Keep the subnet table that was pushed over gRPC, or forget it."""
+        """Keep the subnet table, or forget it."""
         if table is None:
             with self._file.transaction() as db:
                 db.execute("DELETE FROM meta WHERE name = 'table'")
@@ -202,6 +205,7 @@ class Journal:
                     node.endpoint.port,
                     [str(s) for s in node.subnets],
                     node.offload,
+                    node.epoch,
                 ),
                 ensure_ascii=False,
             )
@@ -219,8 +223,8 @@ class Journal:
             return SubnetTable(
                 version,
                 tuple(
-                    Node(name, Endpoint(ip_address(address), port), tuple(map(ip_network, subnets)), offload)
-                    for name, address, port, subnets, offload in nodes
+                    Node(name, Endpoint(ip_address(address), port), tuple(map(ip_network, subnets)), offload, *epoch)
+                    for name, address, port, subnets, offload, *epoch in nodes  # without the epoch from earlier versions
                 ),
             )
 
@@ -232,6 +236,18 @@ class Journal:
     def set_node(self, identity: Identity) -> None:
         """Say whose journal it is."""
         self._set_meta(node=identity.name, epoch=identity.epoch, counters_epoch=identity.counters_epoch)
+
+    def memory(self, name: str) -> Memory:
+        """Return a place for what a source of subnets must not forget."""
+        return Memory(self, name)
+
+    def recall(self, name: str) -> str | None:
+        """Return what was remembered under a name."""
+        return self._meta().get(f"memory:{name}")
+
+    def remember(self, name: str, text: str) -> None:
+        """Keep a text under a name."""
+        self._set_meta(**{f"memory:{name}": text})
 
     def _set_intent(self, key: AttachmentKey, intent: Intent) -> None:
         with self._file.transaction() as db:
@@ -246,6 +262,26 @@ class Journal:
     def _meta(self) -> dict[str, str]:
         with self._file.transaction() as db:
             return dict(db.execute("SELECT name, value FROM meta"))
+
+
+class Memory:
+    """A JSON object under one name of a journal."""
+
+    def __init__(self, journal: Journal, name: str) -> None:
+        self._journal = journal
+        self._name = name
+
+    def load(self) -> dict[str, Any] | None:
+        """Return what was saved last; None when nothing was, or it is not to be read."""
+        try:
+            found = json.loads(self._journal.recall(self._name) or "null")
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) else None
+
+    def save(self, what: dict[str, Any]) -> None:
+        """Keep it: it is on disk when this returns."""
+        self._journal.remember(self._name, json.dumps(what))
 
 
 def _columns(key: AttachmentKey) -> tuple[str, str]:

@@ -37,6 +37,8 @@ class Node:
     subnets: tuple[Prefix, ...]
     offload: bool = True
     """Whether its router understands Podwire's Geneve option; if not it gets plain Geneve, checksums finished."""
+    epoch: int = 0
+    """Grows by one each time the node takes its subnets anew, from 1; 0 when the table's source keeps no count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +51,20 @@ class SubnetTable:
 
 @dataclass(frozen=True, slots=True)
 class NextHop:
-    """Where a route leads: the router of another node."""
+    """Where a route leads: the router of another node.
+
+    Node and endpoint say which; the rest is what is known of it now, and may change while it stays the same peer.
+    """
 
     node: str
     endpoint: Endpoint
     offload: bool = True
+    epoch: int = 0
+    """As in `Node`: its datagrams of an earlier epoch are dropped; 0: not looked at."""
+    up: bool = True
+    """Whether it answers probes; packets to one that does not are rejected at once."""
+    mtu_bytes: int = 0
+    """Largest inner packet that the path carries, as probes found it; 0: not known to be less than the overlay MTU."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -175,6 +186,10 @@ class DropReason(StrEnum):
     """Not Geneve version 0, a control packet, a critical option unknown here, or lengths that do not fit."""
     WRONG_NETWORK = "wrong_network"
     """Geneve of another network id (VNI)."""
+    STALE_EPOCH = "stale_epoch"
+    """From a peer that has lost its subnets since it last looked: they may be another's by now."""
+    PEER_DOWN = "peer_down"
+    """The router of the node that owns the destination does not answer."""
     WRONG_NODE = "wrong_node"
     """A peer sent what belongs to a third node: the tables differ."""
     ATTACHMENT_DOWN = "attachment_down"
@@ -252,6 +267,8 @@ class Tally:
     sent_bytes: int = 0
     icmp_errors: int = 0
     """ICMP errors made about this source's packets."""
+    control_packets: int = 0
+    """Probes and answers to probes that came from it. They are no packets of its Pods, and not in `received_packets`."""
 
     def drop(self, reason: DropReason, packets: int = 1) -> None:
         """Count packets that went no further."""
@@ -277,4 +294,5 @@ class Tally:
             self.sent_packets + other.sent_packets,
             self.sent_bytes + other.sent_bytes,
             self.icmp_errors + other.icmp_errors,
+            self.control_packets + other.control_packets,
         )

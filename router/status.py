@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from router.engine.interface import EngineCounters
-from router.model import NO_LIMITS, Address, AttachmentKey, Endpoint, Limits, Offloads, PortMapping, Prefix
+from router.model import NO_LIMITS, Address, AttachmentKey, Endpoint, Limits, Node, Offloads, PortMapping, Prefix, Tally
+from router.peers.prober import Report
+from router.subnets.source import SourceState
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,17 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """A peer at a glance."""
+
+    node: Node
+    report: Report | None
+    """What probes found; None when it is not asked."""
+    tally: Tally | None
+    """None before anything was counted."""
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """A router at a glance."""
 
@@ -77,6 +90,7 @@ class Status:
     table_error: str = ""
     """Why the newest table was refused; empty when it is in force."""
     peers_unreachable: int = 0
-    """Peers the kernel has no way to."""
+    """Peers that do not answer, or that the kernel has no way to."""
     unreachable: tuple[str, ...] = ()
-    """Some of them, each with the kernel's reason."""
+    """Some of them, each with the reason."""
+    source: SourceState | None = None

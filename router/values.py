@@ -130,6 +130,25 @@ def read_listen(value: object) -> Endpoint:
     return endpoint
 
 
+def read_urls(value: object) -> tuple[str, ...]:
+    """Read URLs of servers, in a list or with commas: scheme, host and port."""
+    entries = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(entries, list | tuple) or not entries:
+        raise ValueError(f"{value!r} must be a list of URLs, such as http://192.0.2.10:2379")
+    for entry in entries:
+        if not re.fullmatch(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}", read_text(entry).rstrip("/")):
+            raise ValueError(f"{entry!r} must be http://HOST:PORT or https://HOST:PORT")
+    return tuple(entry.rstrip("/") for entry in entries)
+
+
+def read_key_prefix(value: object) -> str:
+    """Read what keys begin with: a path, without its last slash."""
+    text = read_text(value).rstrip("/")
+    if not re.fullmatch(r"(/[A-Za-z0-9._-]+)+", text):
+        raise ValueError(f"{value!r} must be a path of letters, digits, '.', '_' and '-', such as /podwire")
+    return text
+
+
 def read_flag(value: object) -> bool:
     """Read yes or no."""
     word = str(value).lower()

@@ -69,6 +69,7 @@ class Node:
     endpoint: Endpoint
     subnets: tuple[str, ...]
     offload: bool = True
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ class Tally:
     sent_bytes: int = 0
     icmp_errors: int = 0
     balance: int = 0
+    control_packets: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,29 @@ class PeerCounters:
     endpoint: Endpoint
     node: str
     tally: Tally
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another node's router; `state` is "up", "down" or "unknown". What was not measured yet is None, or 0 bytes."""
+
+    node: Node
+    state: str
+    heard_age_s: float | None
+    rtt_s: float | None
+    rtt_min_s: float | None
+    loss: float
+    mtu_bytes: int
+    why: str
+    tally: Tally | None
+
+
+@dataclass(frozen=True, slots=True)
+class ListPeersResponse:
+    """All peers, and the version of the table that names them."""
+
+    version: int
+    peers: tuple[Peer, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +183,29 @@ class FreeAddresses:
 
 
 @dataclass(frozen=True, slots=True)
+class Lease:
+    """The node's hold on its subnets."""
+
+    held: bool
+    epoch: int
+    expires_in_s: float
+    reserved: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetSource:
+    """Where the subnet table comes from, and how that stands; `lease` is None where nothing is leased."""
+
+    kind: str
+    where: str
+    connected: bool
+    confirmed_age_s: float
+    error: str
+    lease: Lease | None
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """A router at a glance."""
 
@@ -182,6 +230,7 @@ class Status:
     table_error: str
     peers_unreachable: int
     unreachable: tuple[str, ...]
+    source: SubnetSource | None = None
 
 
 @dataclass(frozen=True, slots=True)

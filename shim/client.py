@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import grpc
 from google.protobuf.message import Message
 
-from router.rpc.v1 import attachment_pb2, events_pb2, router_pb2, subnets_pb2
+from router.rpc.v1 import attachment_pb2, events_pb2, peers_pb2, router_pb2, subnets_pb2
 from router.rpc.v1.router_pb2_grpc import RouterStub
 from shim.answers import (
     Attachment,
@@ -22,7 +22,9 @@ from shim.answers import (
     Counters,
     Event,
     Limits,
+    ListPeersResponse,
     Node,
+    Peer,
     PortMapping,
     Status,
     SubnetChange,
@@ -47,7 +49,7 @@ _OPTIONS = [
     ("grpc.enable_http_proxy", 0),
     # A router that starts is found within a moment, not after gRPC's second.
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # what one attempt may take: a busy router accepts, and says more later
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
 
@@ -183,6 +185,12 @@ class Client:
         """Yield the whole table, then each change, until the router stops (ClientError) or the client is closed."""
         return self._watch(SubnetChange, self._stub.WatchSubnets, router_pb2.WatchSubnetsRequest())
 
+    def peers(self) -> ListPeersResponse:
+        """List the other nodes, how they answer, and what went to and fro."""
+        return _read(
+            ListPeersResponse, self._call(self._stub.ListPeers, router_pb2.ListPeersRequest(), TABLE_TIMEOUT_S)
+        )
+
     def counters(self) -> Counters:
         """Read all counters."""
         return _read(Counters, self._call(self._stub.GetCounters, router_pb2.GetCountersRequest()))
@@ -247,7 +255,9 @@ class Client:
 
 def _row(node: Node) -> subnets_pb2.Node:
     endpoint = subnets_pb2.Endpoint(address=node.endpoint.address, port=node.endpoint.port)
-    return subnets_pb2.Node(name=node.name, endpoint=endpoint, subnets=node.subnets, offload=node.offload)
+    return subnets_pb2.Node(
+        name=node.name, endpoint=endpoint, subnets=node.subnets, offload=node.offload, epoch=node.epoch
+    )
 
 
 def _read(kind: type[_A], message: Message) -> _A:
@@ -263,7 +273,9 @@ def _readers(kind: Hashable) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
 
 def _reader(kind: Hashable, name: str, hint: Any) -> Callable[[Any], Any]:
     if kind is Event and name == "kind":
-        return lambda message: _event_kind(message.kind)
+        return lambda message: _word(events_pb2.EventKind, "EVENT_KIND_", message.kind)
+    if kind is Peer and name == "state":
+        return lambda message: _word(peers_pb2.PeerState, "PEER_STATE_", message.state)
     if get_origin(hint) is tuple and is_dataclass(get_args(hint)[0]):
         inner: Any = get_args(hint)[0]
         return lambda message: tuple(_read(inner, each) for each in getattr(message, name))
@@ -271,6 +283,8 @@ def _reader(kind: Hashable, name: str, hint: Any) -> Callable[[Any], Any]:
         return lambda message: get_origin(hint)(getattr(message, name))
     if get_origin(hint) is types.UnionType:
         known: Any = get_args(hint)[0]
+        if known in (int, float, str):
+            return lambda message: getattr(message, name) if message.HasField(name) else None
         return lambda message: _read(known, getattr(message, name)) if message.HasField(name) else None
     if is_dataclass(hint):
         whole: Any = hint
@@ -278,6 +292,7 @@ def _reader(kind: Hashable, name: str, hint: Any) -> Callable[[Any], Any]:
     return lambda message: getattr(message, name)
 
 
-def _event_kind(number: int) -> str:
-    known = events_pb2.EventKind.values()
-    return events_pb2.EventKind.Name(number if number in known else 0).removeprefix("EVENT_KIND_").lower()
+def _word(enum: Any, prefix: str, number: int) -> str:
+    """Say a number of an enum; one that is not known here as the first."""
+    known = number if number in enum.values() else 0
+    return str(enum.Name(known)).removeprefix(prefix).lower()

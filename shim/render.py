@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from shim.answers import Attachment, Counters, Event, Node, Status, Tally
+from shim.answers import Attachment, Counters, Event, Node, Peer, Status, SubnetSource, Tally
 
 _PIPE_COLUMNS = 10_000
 """Wider than any line: in a pipe nothing is wrapped or cut."""
@@ -40,6 +40,7 @@ def status(out: Console, found: Status) -> None:
         "offloads": _list(f"{name} {'on' if on else 'off'}" for name, on in switches.items()),
         "pods, peers": f"{found.attachments}, {found.peers}",
         "subnet table": f"version {found.table_version}, {_duration(found.table_age_s)} old",
+        "table from": _source(found.source) if found.source is not None else "-",
         "free addresses": _list(f"{_many(free.free)} in {free.subnet}" for free in found.free_addresses),
         "memory": f"{found.resident_bytes / 1e6:.1f} MB",
     }
@@ -53,6 +54,21 @@ def status(out: Console, found: Status) -> None:
     if found.table_error:
         table.add_row(Text("table refused", "bold red"), found.table_error)
     out.print(table)
+
+
+def _source(found: SubnetSource) -> str:
+    text = f"{found.kind} {found.where}".strip()
+    if found.kind not in ("grpc", "file"):
+        text += f", confirmed {_duration(found.confirmed_age_s)} ago" if found.connected else ""
+    if not found.connected:
+        text += f", away for {_duration(found.confirmed_age_s)}: {found.error}"
+    elif found.error:
+        text += f"; {found.error}"
+    if (lease := found.lease) is not None:
+        ends = f", ends in {_duration(lease.expires_in_s)} unless renewed" if lease.expires_in_s else ""
+        held = f"held{ends}" if lease.held else f"NOT held: {lease.why}"
+        text += f"; lease of epoch {lease.epoch} {held}{', reserved' if lease.reserved else ''}"
+    return text
 
 
 def pods(out: Console, found: Iterable[Attachment]) -> None:
@@ -78,15 +94,27 @@ def routes(out: Console, rows: Iterable[Mapping[str, object]]) -> None:
     out.print(table)
 
 
-def peers(out: Console, rows: Iterable[tuple[Node, Tally | None]]) -> None:
-    """Show the other nodes, with what went to and fro."""
-    numbers = ("RECEIVED", "SENT", "DROPPED")
-    table = _table("NODE", "ENDPOINT", "SUBNETS", "OFFLOAD", *numbers, right=numbers)
-    for node, tally in rows:
-        seen = tally or Tally()
+def peers(out: Console, found: Iterable[Peer]) -> None:
+    """Show the other nodes, how they answer, and what went to and fro."""
+    numbers = ("AGE", "RTT", "LOSS", "MTU", "RECEIVED", "SENT", "DROPPED")
+    table = _table("NODE", "ENDPOINT", "SUBNETS", "STATE", *numbers, right=numbers)
+    down = []
+    for peer in found:
+        node, seen = peer.node, peer.tally or Tally()
+        answers = (
+            "-" if peer.heard_age_s is None else _duration(peer.heard_age_s),
+            "-" if peer.rtt_s is None else f"{peer.rtt_s * 1000:.2f} ms",
+            "-" if peer.state == "unknown" else f"{peer.loss:.0%}",
+            str(peer.mtu_bytes or "-"),
+        )
         counts = _numbers(out, seen.received_packets, seen.sent_packets, sum(seen.dropped.values()))
-        table.add_row(node.name, str(node.endpoint), _list(node.subnets), "yes" if node.offload else "no", *counts)
+        style = "bold red" if peer.state == "down" else ""
+        table.add_row(node.name, str(node.endpoint), _list(node.subnets), peer.state, *answers, *counts, style=style)
+        if peer.why:
+            down.append(f"{node.name} is down: {peer.why}")
     out.print(table)
+    for line in down:
+        out.print(line)
 
 
 def table(out: Console, nodes: Iterable[Node]) -> None:

@@ -19,11 +19,14 @@ def counters(node: LabNode) -> Counters:
 
 
 def unbalanced(found: Counters) -> list[str]:
-    """Name every count in which received is not delivered + tunnelled + dropped."""
+    """Name every count in which received is not delivered + tunnelled + dropped, and probes of whoever is no peer."""
     every: list[tuple[str, Tally]] = [("strangers", found.strangers), ("gone", found.gone)]
     every += [(str(each.key), each.tally) for each in found.attachments]
     every += [(f"peer {each.node}", each.tally) for each in found.peers]
-    return [
+    strays = [
+        f"{name}: {tally}" for name, tally in every if tally.control_packets and not name.startswith(("peer ", "gone"))
+    ]
+    return strays + [
         f"{name}: {tally}"
         for name, tally in every
         if tally.balance

@@ -19,10 +19,13 @@ from router.model import (
     SubnetTable,
     Tally,
 )
-from router.status import AttachRequest, CheckRequest, Counters, Status
+from router.peers.health import PeerState
+from router.peers.prober import Report
+from router.status import AttachRequest, CheckRequest, Counters, PeerStatus, Status
+from router.subnets.source import Lease, SourceState
 
 HERE = Node("here", Endpoint(ip_address("192.0.2.1")), (ip_network("10.1.1.0/24"), ip_network("fd00:0:0:1::/64")))
-THERE = Node("there", Endpoint(ip_address("2001:db8::2"), 7000), (ip_network("10.1.2.0/24"),), offload=False)
+THERE = Node("there", Endpoint(ip_address("2001:db8::2"), 7000), (ip_network("10.1.2.0/24"),), offload=False, epoch=3)
 
 
 class MemoryDaemon:
@@ -103,6 +106,10 @@ class MemoryDaemon:
         engine = EngineCounters(attachments, peers, Tally(), Tally(), icmp_suppressed=8, socket_drops=9, restarts=10)
         return Counters(engine, {AttachmentKey("pod", "eth0"): 6}, "epoch-1")
 
+    def peers(self) -> tuple[SubnetTable, tuple[PeerStatus, ...]]:
+        report = Report(PeerState.DOWN, 12.5, 0.0015, 0.001, 0.25, 1400, "it has not answered for 12 s")
+        return self.table, (PeerStatus(THERE, report, Tally(7, 700, 1, 7, control_packets=3)),)
+
     def status(self) -> Status:
         self.on_status()
         return Status(
@@ -127,4 +134,12 @@ class MemoryDaemon:
             table_error="nodes 'a' and 'b' both own 10.1.2.0/24",
             peers_unreachable=1,
             unreachable=("there at [2001:db8::2]:7000: Network is unreachable",),
+            source=SourceState(
+                "etcd",
+                "http://192.0.2.10:2379",
+                False,
+                0.0,
+                "it does not answer",
+                Lease(HERE.subnets, 7, held=False, why="etcd has not confirmed it for 31 s"),
+            ),
         )

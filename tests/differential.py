@@ -16,7 +16,8 @@ import struct
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import astuple
+from dataclasses import astuple, replace
+from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,16 +25,18 @@ from router.engine.choose import available
 from router.model import NODE_KEY, AttachmentKey, Endpoint, Limit, Limits, NextHop, Offloads, Verdict
 from tests.engine_rig import Rig, Tap, endpoint_of, key, node, underlay, until
 from tests.peer import SOL_UDP, UDP_GRO, UDP_SEGMENT
-from tests.streams import MOST_NODES, Traffic
+from tests.streams import EPOCHS, MOST_NODES, Traffic
 
 MOST_BURST_BYTES = 1 << 20
 """Of one step: less than any buffer here holds, so that nothing is lost for want of room."""
 PLENTY = 10**9
 MTUS_BYTES = (1452, 1452, 8952)
+PATH_MTUS_BYTES = (0, 0, 0, 1400, 1300, 600, 68, 10, 9000)
 OFFLOADS = (
     Offloads(), Offloads(), Offloads(), Offloads(max_segments=64), Offloads(max_segments=5), Offloads(udp_segment=False),
     Offloads(udp_gro=False), Offloads(tun_tso=False), Offloads(tun_uso=False), Offloads(tun_checksum=False),
 )  # fmt: skip
+ANYWHERE = Endpoint(ip_address("0.0.0.0"))
 SEGMENT = 2
 """Of the option's flags (router/wire/geneve.py)."""
 _ERRORS = {1: (3, 11, 12), 58: (1, 2, 3, 4)}
@@ -65,6 +68,11 @@ class Site:
     def route(self, names: tuple[str, ...], egress: bool) -> None:
         self.rig.know([self.nodes[name] for name in names], egress)
 
+    def know(self, epoch: int, known: dict[str, dict[str, Any]]) -> None:
+        """Begin an epoch of this node's own, and know that of its peers."""
+        self.rig.known = {self.nodes[name].name: dict(fields) for name, fields in known.items()}
+        self.rig.renew(epoch)
+
     def move(self, name: str) -> None:
         """Detach a Pod, or attach it again."""
         if name in self.taps:
@@ -76,7 +84,7 @@ class Site:
     def step(self, frames: list[tuple[str, bytes]], sends: list[tuple[str, list[bytes]]]) -> Seen:
         """Take that in, forward all of it, and return what came out: frames by tap, trains by peer, ICMP errors apart."""
         before = self._read()
-        tunnelled_before = self._sent()
+        sent_before, asked_before = self._sent(), self._asked()
         for name, each in frames:
             self.taps[name].send(each)
         rows = 0
@@ -95,7 +103,11 @@ class Site:
 
         until(all_out, f"{len(frames)} frames and {rows} datagrams taken in")
         assert (self._read()[0] - before[0], self._read()[1] - before[1]) == (len(frames), rows)
-        expected = self._sent() - tunnelled_before
+        names = {each.endpoint: name for name, each in self.nodes.items()}
+        seen["answers"] = [(names[endpoint], answer) for endpoint, answer, _ in self.rig.told.answers]
+        self.rig.told.answers.clear()
+        asked = self._asked() - asked_before - len(seen["answers"])
+        expected = self._sent() - sent_before + asked
         found = 0
 
         def all_received() -> bool:
@@ -105,6 +117,9 @@ class Site:
                     train = [whole[at : at + step] for at in range(0, len(whole), step)]
                     found += len(train)
                     assert len(train) <= self.rig.offloads.max_segments, f"a train of {len(train)} datagrams"
+                    if whole[1] & 0x80:
+                        seen.setdefault(f"answers to {name}", []).extend(train)
+                        continue
                     inner = whole[20:] if whole[0] else whole[8:]
                     where = "errors" if len(train) == 1 and _is_error(inner) else f"to {name}"
                     # A super-packet's train is one to see; which single packets share a send is each engine's own.
@@ -120,11 +135,15 @@ class Site:
     def _read(self) -> tuple[int, int]:
         """Return frames read from taps, and datagrams received, since they were made."""
         counted = self.rig.engine.counters()
-        datagrams = counted.strangers.received_packets + sum(each.received_packets for each in counted.peers.values())
+        datagrams = counted.strangers.received_packets
+        datagrams += sum(each.received_packets + each.control_packets for each in counted.peers.values())
         return sum(each.received_frames for each in counted.attachments.values()), datagrams
 
     def _sent(self) -> int:
         return sum(each.sent_packets for each in self.rig.engine.counters().peers.values())
+
+    def _asked(self) -> int:
+        return sum(each.control_packets for each in self.rig.engine.counters().peers.values())
 
     def said(self, packet: bytes, source: str) -> tuple[object, ...]:
         """Return a verdict without what differs by site: sockets' ports."""
@@ -137,7 +156,9 @@ class Site:
             verdict: Verdict = self.rig.engine.decide(packet, who)
         except KeyError:
             return ("no such source",)
-        target = verdict.target.node if isinstance(verdict.target, NextHop) else verdict.target
+        target: object = verdict.target
+        if isinstance(verdict.target, NextHop):
+            target = replace(verdict.target, endpoint=ANYWHERE)
         return verdict.kind, target, verdict.reason
 
     def counts(self) -> dict[str, object]:
@@ -212,7 +233,7 @@ class Comparison:
     def step(self) -> None:
         random_ = self.random
         self.steps += 1
-        if random_.random() < 0.03:
+        if random_.random() < 0.05:
             self._change()
         frames: list[tuple[str, bytes]] = []
         sends: list[tuple[str, list[bytes]]] = []
@@ -245,9 +266,15 @@ class Comparison:
                 )
 
     def _change(self) -> None:
-        """Change the table, whether Pods may leave, or who is attached."""
+        """Change the table, what is known of peers, this node's epoch, whether Pods may leave, or who is attached."""
         random_ = self.random
-        if random_.random() < 0.5:
+        what = random_.random()
+        if what < 0.4:
+            known = {name: self._known() for name in self.sites["python"].nodes if random_.random() < 0.7}
+            epoch = random_.choice(EPOCHS)
+            for site in self.sites.values():
+                site.know(epoch, known)
+        elif what < 0.7:
             moving = random_.choice(("b", "small"))
             for site in self.sites.values():
                 site.move(moving)
@@ -256,6 +283,14 @@ class Comparison:
             egress = random_.random() < 0.7
             for site in self.sites.values():
                 site.route(names, egress)
+
+    def _known(self) -> dict[str, Any]:
+        """Return what may be known of a peer."""
+        random_ = self.random
+        known = {"epoch": random_.choice(EPOCHS), "up": random_.random() < 0.8}
+        if random_.random() < 0.1:
+            known["offload"] = random_.random() < 0.5
+        return known | {"mtu_bytes": random_.choice(PATH_MTUS_BYTES)}
 
     def same(self, what: str, found: dict[str, Any], *inputs: object) -> None:
         one, other = found["python"], found["native"]

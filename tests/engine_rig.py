@@ -9,10 +9,10 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from ipaddress import ip_address, ip_interface, ip_network
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from router.engine.choose import choose
 from router.engine.interface import EngineCounters, EngineSettings, Snapshot
@@ -30,7 +30,7 @@ from router.model import (
     SubnetTable,
     Tally,
 )
-from router.routes import snapshot
+from router.routes import Found, snapshot
 from tests.packets import PLAIN_VNET, packets_of
 
 DEADLINE_S = 10.0
@@ -74,6 +74,7 @@ class Told:
     lost: list[tuple[AttachmentKey, str]] = field(default_factory=list)
     offloads: list[tuple[str, str]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    answers: list[tuple[Endpoint, bytes, int]] = field(default_factory=list)
 
     def path_mtu(self, endpoint: Endpoint) -> int:
         return self.path_mtu_bytes
@@ -83,6 +84,9 @@ class Told:
 
     def offload_failed(self, feature: str, why: str) -> None:
         self.offloads.append((feature, why))
+
+    def probe_answered(self, endpoint: Endpoint, answer: bytes, received_ns: int) -> None:
+        self.answers.append((endpoint, answer, received_ns))
 
     def engine_failed(self, why: str) -> None:
         self.failures.append(why)
@@ -157,6 +161,10 @@ class Rig:
         self.socket = self._closing.enter_context(underlay(address, self.offloads))
         self.own = node(number, endpoint_of(self.socket))
         self.table = SubnetTable(1, (self.own,))
+        self.egress = True
+        self.epoch = 0
+        self.known: dict[str, dict[str, Any]] = {}
+        """What is known of peers by name: `epoch` and `offload` of their rows, `up` and `mtu_bytes` found by probes."""
         self.taps: dict[AttachmentKey, Tap] = {}
         self.also: list[Rig] = []
         """Other nodes that `pump` keeps going."""
@@ -167,13 +175,30 @@ class Rig:
         _, factory = choose(engine_name)
         self.engine = factory(self.settings, self.snapshot(), self.socket, self.told)
 
-    def snapshot(self, egress: bool = True) -> Snapshot:
-        return snapshot(self.table, self.own.name, NETWORKS, egress)
+    def snapshot(self) -> Snapshot:
+        rows, found = [], {}
+        for row in self.table.nodes:
+            fields = {"epoch": self.epoch} if row.name == self.own.name else dict(self.known.get(row.name, {}))
+            found[row.name] = Found(fields.pop("up", True), fields.pop("mtu_bytes", 0))
+            rows.append(replace(row, **fields))
+        table = SubnetTable(self.table.version, tuple(rows))
+        return snapshot(table, self.own.name, NETWORKS, self.egress, found)
+
+    def learn(self, name: str, **fields: Any) -> None:
+        """Know something else of a peer: a new snapshot of the same table."""
+        self.known[name] = self.known.get(name, {}) | fields
+        self.engine.replace_routes(self.snapshot())
+
+    def renew(self, epoch: int) -> None:
+        """Begin an epoch of this node's own."""
+        self.epoch = epoch
+        self.engine.replace_routes(self.snapshot())
 
     def know(self, others: Iterable[Node], egress: bool = True) -> None:
         """Replace the table: this node and those."""
         self.table = SubnetTable(self.table.version + 1, (self.own, *others))
-        self.engine.replace_routes(self.snapshot(egress))
+        self.egress = egress
+        self.engine.replace_routes(self.snapshot())
 
     def pod(self, name: str, host: int, mtu_bytes: int = 1452, limits: Limits = NO_LIMITS) -> Tap:
         """Attach a Pod with address .host and ::host of this node's subnets."""

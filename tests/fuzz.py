@@ -21,9 +21,12 @@ from router.engine.interface import EngineCounters
 from router.model import Tally
 from tests.engine_rig import VNI, Rig, endpoint_of, node, underlay
 from tests.packets import PLAIN_VNET, TCP, UDP, VNET, flows, frame, ip, l4_at, partial, tcp, udp, word_sum
+from tests.peer import probe
 
 WHERE = ("udp", "tun")
 MOST_GROWTH_BYTES = 8 << 20
+EPOCHS = (255, 256, 257)
+"""Just stale, of the moment, just ahead."""
 _BATCH = 24
 _INTERESTING = (
     0,
@@ -69,6 +72,7 @@ class Report:
     packets: int
     delivered: int
     tunnelled: int
+    probes: int
     dropped: dict[str, int]
     grown_bytes: int
     """Resident memory at the end, less what it was after a fifth."""
@@ -80,7 +84,7 @@ class Report:
         )
         return (
             f"{self.where}: {self.sent} sent, {self.counted} counted as {self.packets} packets in {self.elapsed_s:.1f} s: "
-            f"{self.delivered} delivered, {self.tunnelled} tunnelled, dropped: {reasons}; "
+            f"{self.delivered} delivered, {self.tunnelled} tunnelled, {self.probes} probes, dropped: {reasons}; "
             f"resident memory {self.grown_bytes / 1e6:+.1f} MB"
         )
 
@@ -108,18 +112,28 @@ def inner_packets(own: int, other: int) -> list[tuple[int, bytes]]:
 def datagrams() -> list[bytes]:
     """Return valid datagrams from node 2 to node 1, with our option, without, and with others' beside it."""
     found = []
-    for protocol, packet in inner_packets(1, 2):
+    for number, (protocol, packet) in enumerate(inner_packets(1, 2)):
         ethertype = 0x0800 if packet[0] >> 4 == 4 else 0x86DD
         base = struct.pack(">HI", ethertype, VNI << 8)
         body = partial(packet, protocol) if protocol else packet
         start = l4_at(packet, protocol) if protocol else 0
         ours = struct.pack(
-            ">HBBBBHHBB", 0xFFFF, 0x81, 2, 1 if protocol else 0, 16 if protocol == TCP else 6, start, 9, 0, 0
+            ">HBBBBHHBB",
+            0xFFFF,
+            0x81,
+            2,
+            1 if protocol else 0,
+            16 if protocol == TCP else 6,
+            start,
+            9,
+            0,
+            EPOCHS[number % 3] & 0xFF,
         )
         foreign = struct.pack(">HBBI", 0x0102, 0x03, 1, 0xDEADBEEF)
         found.append(b"\x03\x40" + base + ours + body)
         found.append(b"\x00\x00" + base + packet)
         found.append(b"\x05\x40" + base + foreign + ours + body)
+        found.append(probe(1 + number % 2, 28 + number))
     return found
 
 
@@ -201,10 +215,12 @@ class _Field:
         self.rig, self.peers = rig, peers
         two, three, _ = peers
         rig.know((node(2, endpoint_of(two)), node(3, endpoint_of(three), offload=False)))
+        rig.learn("node2", epoch=EPOCHS[1])
         self.taps = (rig.pod("a", 2), rig.pod("b", 3), rig.node_pod())
         self.address = rig.socket.getsockname()
 
     def drain(self) -> None:
+        self.rig.told.answers.clear()
         for tap in self.taps:
             tap.frames()
         for peer in self.peers:
@@ -239,11 +255,12 @@ def fuzz(engine: str, where: str, packets: int, seed: int) -> Report:
                     floor_bytes = resident_bytes()
             grown = resident_bytes() - floor_bytes
             messages, total = field.counted(rig.counters())
-            counted = total.received_packets if where == "udp" else messages
+            counted = total.received_packets + total.control_packets if where == "udp" else messages
             assert rig.told.failures == []
             assert rig.told.lost == []
             return Report(
                 where, sent, counted, total.received_packets, total.delivered_packets, total.tunnelled_packets,
+                total.control_packets,
                 {reason.value: drops for reason, drops in total.dropped.items()}, grown, time.monotonic() - began_s,
             )  # fmt: skip
     finally:
@@ -259,7 +276,7 @@ def _forward_all(field: _Field, sent: int, where: str) -> None:
             pass
         field.drain()
         messages, total = field.counted(field.rig.counters())
-        counted = total.received_packets if where == "udp" else messages
+        counted = total.received_packets + total.control_packets if where == "udp" else messages
         if counted >= sent:
             assert counted == sent, f"{counted} counted of {sent} sent"
             return

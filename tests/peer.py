@@ -22,13 +22,26 @@ def one_hop_on(packet: bytes) -> bytes:
     return head[:10] + struct.pack(">H", ~word_sum(head) & 0xFFFF) + packet[12:]
 
 
-def geneve(packet: bytes, protocol: int = 0, at: int = 0, vni: int = VNI, option: bool = True) -> bytes:
+def geneve(
+    packet: bytes, protocol: int = 0, at: int = 0, vni: int = VNI, option: bool = True, epoch: int = 0, flags: int = 0,
+    frame_id: int = 0, index: int = 0,
+) -> bytes:  # fmt: skip
     """Encapsulate by hand, as docs/architecture.md draws it; `protocol` means its checksum is partial."""
     base = struct.pack(">HI", 0x0800 if packet[0] >> 4 == 4 else 0x86DD, vni << 8)
     if not option:
         return b"\0\0" + base + packet
     offset = {TCP: 16, UDP: 6}.get(protocol, 0)
-    return b"\3\x40" + base + struct.pack(">HBBBBHHBB", 0xFFFF, 0x81, 2, protocol != 0, offset, at, 0, 0, 0) + packet
+    flags |= protocol != 0
+    option_bytes = struct.pack(">HBBBBHHBB", 0xFFFF, 0x81, 2, flags, offset, at, frame_id, index, epoch)
+    return b"\3\x40" + base + option_bytes + packet
+
+
+def probe(
+    kind: int = 1, size: int = 28, sequence: int = 7, sent_ns: int = 99, vni: int = VNI, fill: bool = True
+) -> bytes:
+    """Make a probe by hand, as router/wire/probe.py draws it; a request is filled up to its size."""
+    head = b"\5\xc0" + struct.pack(">HIHBBBBHIQ", 0, vni << 8, 0xFFFF, 0x82, 4, kind, 0, size, sequence, sent_ns)
+    return head.ljust(size, b"\0") if kind == 1 and fill else head
 
 
 class HandMade:

@@ -28,6 +28,7 @@ from tests.packets import (
     tcp,
     udp,
 )
+from tests.peer import probe
 
 GSO_SIZES = (1, 7, 8, 100, 255, 256, 257, 536, 1000, 1300, 1392, 1400, 1412, 1432, 1460, 2000, 9000, 65000)
 TTLS = (0, 1, 2, 2, 64, 64, 64, 64, 64, 64, 255)
@@ -37,6 +38,8 @@ MOST_NODES = 24
 """More than there can be runs of packets at a time, one for each peer."""
 MOST_ROWS = 60
 """Of one UDP_SEGMENT send: every kernel takes 64."""
+EPOCHS = (0, 1, 1, 2, 2, 3, 130, 255, 256, 257)
+"""Of nodes: near each other and far, on either side of where the byte on the wire goes round."""
 _FOUR = ("10.42.1.3", "10.42.1.2", "10.42.1.4", "10.42.1.5", "10.42.1.6", "10.42.1.7", "10.42.2.3", "10.42.2.3", "10.42.3.3",
          "10.42.3.3", "10.42.4.3", "10.42.1.1", "10.42.1.99", "10.42.2.1", "10.42.200.1", "9.9.9.9", "224.0.0.1",
          "255.255.255.255", "169.254.1.1", "127.0.0.1", "0.0.0.0")  # fmt: skip
@@ -199,8 +202,12 @@ class Traffic:
         """Return sends of the peer of node `number`: each the rows of a train, or a single datagram."""
         random_, found = self.random, []
         for _ in range(random_.randrange(1, 6)):
-            if random_.random() < 0.35:
+            kind = random_.random()
+            if kind < 0.3:
                 found += [[mutated(random_, self._datagrams, after_geneve)] for _ in range(random_.randrange(1, 9))]
+            elif kind < 0.42:
+                size = random_.choice((28, 28, 29, 60, 1472, 9000))
+                found.append(even([self.probe(size) for _ in range(random_.randrange(1, 8))]))
             else:
                 found.append(self.train(number))
         return [rows for rows in found if rows]
@@ -221,11 +228,12 @@ class Traffic:
             else [whole]
         )
         first, frame_id = random_.choice((0, 0, 0, 5, 250)), random_.getrandbits(16)
+        epoch = random_.choice(EPOCHS) & 0xFF
         rows = []
         for index, packet in enumerate(packets):
             flags = 1 + 2 * segments + 4 * (segments and index == len(packets) - 1)
             rows.append(
-                encapsulated(packet, protocol, flags, frame_id, (first + index) & 0xFF)
+                encapsulated(packet, protocol, flags, frame_id, (first + index) & 0xFF, epoch)
                 if ours
                 else encapsulated(packet, 0, 0, 0, 0)
             )
@@ -233,11 +241,23 @@ class Traffic:
             rows = self.disturbed(rows)
         return even(rows)
 
+    def probe(self, size: int) -> bytes:
+        """Return a probe of either kind, a request of that size; now and then something is wrong with it."""
+        random_ = self.random
+        kind = random_.choice((1, 1, 1, 2, 2, 0, 3))
+        made = probe(kind, max(28, size), random_.getrandbits(32), random_.getrandbits(64))
+        if random_.random() < 0.25:
+            where = random_.randrange(28)
+            made = made[:where] + bytes((random_.choice((0, 1, 2, 4, 5, 28, 64, 255)),)) + made[where + 1 :]
+        if random_.random() < 0.1:
+            made = made[: random_.randrange(1, len(made) + 1)] + random_.randbytes(random_.randrange(2))
+        return made
+
     def disturbed(self, rows: list[bytes]) -> list[bytes]:
         """Return the rows with some lost, doubled, exchanged or changed."""
         random_, rows = self.random, list(rows)
         at = random_.randrange(len(rows))
-        how = random_.randrange(9)
+        how = random_.randrange(12)
         if how == 0 and len(rows) > 1:
             del rows[at]
         elif how == 1:
@@ -265,18 +285,26 @@ class Traffic:
             where = random_.randrange(min(90, *map(len, rows)))
             value = bytes((random_.randrange(256),))
             rows[at:] = [row[:where] + value + row[where + 1 :] for row in rows[at:]]
+        elif how == 8:  # the epoch: of one row, or of all from here on
+            epoch = bytes((random_.choice(EPOCHS) & 0xFF,))
+            end = random_.choice((at + 1, len(rows)))
+            rows[at:end] = [row[:19] + epoch + row[20:] if len(row) > 20 else row for row in rows[at:end]]
+        elif how == 9:  # a probe in the row's place
+            rows[at] = self.probe(len(rows[at]))
+        elif how == 10:  # a probe before it
+            rows.insert(at, self.probe(len(rows[0])))
         else:  # one shorter in the middle: those after it lie askew
             rows[at] = rows[at][: -random_.randrange(1, min(8, len(rows[at]) - 1))]
         return rows
 
 
-def encapsulated(packet: bytes, protocol: int, flags: int, frame_id: int, index: int) -> bytes:
+def encapsulated(packet: bytes, protocol: int, flags: int, frame_id: int, index: int, epoch: int = 0) -> bytes:
     """Encapsulate with our option (its checksum partial where flags say so), or without where there is no protocol."""
     base = struct.pack(">HI", 0x0800 if packet[0] >> 4 == 4 else 0x86DD, VNI << 8)
     if not protocol:
         return b"\0\0" + base + packet
     at, offset = l4_at(packet, protocol), 16 if protocol == TCP else 6
-    option = struct.pack(">HBBBBHHBB", 0xFFFF, 0x81, 2, flags, offset, at, frame_id, index, 0)
+    option = struct.pack(">HBBBBHHBB", 0xFFFF, 0x81, 2, flags, offset, at, frame_id, index, epoch)
     return b"\3\x40" + base + option + partial(packet, protocol)
 
 

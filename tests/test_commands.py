@@ -155,10 +155,13 @@ def test_routes(run: Run) -> None:
 
 
 def test_peers(run: Run) -> None:
-    assert lines(run("peers"))[1:] == [["there", "[2001:db8::2]:7000", "10.1.2.0/24", "no", "7", "0", "0"]]
+    rows = lines(run("peers"))[1:]
+    assert " ".join(rows[0]) == "there [2001:db8::2]:7000 10.1.2.0/24 down 12 s 1.50 ms 25% 1400 7 0 0"
+    assert " ".join(rows[1]) == "there is down: it has not answered for 12 s"
     found = answer(run("peers", "--json"))
     assert [peer["node"]["name"] for peer in found["peers"]] == ["there"]
     assert found["peers"][0]["tally"]["delivered_packets"] == 7
+    assert (found["peers"][0]["state"], found["peers"][0]["rtt_s"]) == ("down", 0.0015)
 
 
 def test_counters(run: Run) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from router.model import AttachmentKey
 from router.rpc.v1 import attachment_pb2, router_pb2, subnets_pb2
 from router.rpc.v1.router_pb2_grpc import RouterStub
 from shim.answers import AttachmentKey as SentKey
-from shim.answers import Endpoint, Node
+from shim.answers import Endpoint, Lease, Node
 from shim.client import Client, ClientError
 from tests.control_daemon import MemoryDaemon
 
@@ -212,9 +213,12 @@ def test_sync_releases_all_but_the_live(client: Client) -> None:
 def test_the_table_can_be_read_and_changed(client: Client) -> None:
     table = client.subnets()
     assert [node.name for node in table.nodes] == ["here", "there"]
-    assert table.nodes[1] == Node("there", Endpoint("2001:db8::2", 7000), ("10.1.2.0/24",), offload=False)
+    assert client.upsert_subnets(table.nodes[1]).nodes == table.nodes
+    assert table.nodes[1] == Node("there", Endpoint("2001:db8::2", 7000), ("10.1.2.0/24",), offload=False, epoch=3)
     table = client.upsert_subnets(Node("new", Endpoint("192.0.2.3"), ("10.1.3.0/24", "fd00:0:0:3::/64")))
     assert table.nodes[-1].endpoint == Endpoint("192.0.2.3", 6081)
+    with pytest.raises(ClientError, match="use 0 to 9223372036854775807"):
+        client.upsert_subnets(replace(table.nodes[1], epoch=2**63))
     with pytest.raises(ClientError, match="version 1 is not in force") as refused:
         client.replace_subnets((), expected_version=1)
     assert refused.value.code == "ABORTED"
@@ -241,6 +245,21 @@ def test_status_carries_everything(client: Client) -> None:
     assert (found.offloads.tun_tso, found.offloads.tun_uso, found.offloads.max_segments) == (True, False, 64)
     assert found.endpoint == Endpoint("192.0.2.1", 6081)
     assert found.subnets == ("10.1.1.0/24", "fd00:0:0:1::/64")
+    source = found.source
+    assert source is not None
+    assert (source.kind, source.where, source.connected) == ("etcd", "http://192.0.2.10:2379", False)
+    assert source.confirmed_age_s > 0
+    assert source.lease == Lease(False, 7, 0.0, False, "etcd has not confirmed it for 31 s")
+
+
+def test_peers_carry_what_probes_found(client: Client) -> None:
+    found = client.peers()
+    (peer,) = found.peers
+    assert (found.version, peer.node.name, peer.node.epoch, peer.state) == (1, "there", 3, "down")
+    assert (peer.heard_age_s, peer.rtt_s, peer.rtt_min_s, peer.loss) == (12.5, 0.0015, 0.001, 0.25)
+    assert (peer.mtu_bytes, peer.why) == (1400, "it has not answered for 12 s")
+    assert peer.tally is not None
+    assert peer.tally.control_packets == 3
 
 
 # What is refused.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from itertools import product
+from typing import Any
 
 import pytest
 
@@ -131,11 +132,40 @@ def test_never_carried_is_never_carried(prefix: object) -> None:
         assert said.reason is DropReason.SPOOFED_SOURCE
 
 
-def test_a_peer_whose_row_changed_is_another() -> None:
-    """The next hop must be the same in all: a table that moved a subnet makes its old owner a liar."""
-    moved = Origin(peer=replace(PEER, offload=False))
+@pytest.mark.parametrize("changed", [{"node": "other"}, {"endpoint": THIRD.endpoint}])
+def test_a_peer_of_another_name_or_endpoint_is_another(changed: dict[str, Any]) -> None:
+    """A table that moved a subnet makes its old owner a liar."""
+    moved = Origin(peer=replace(PEER, **changed))
     said = decide_addresses(packed("peer", 0) + packed("pod", 0), moved, place())
     assert said.reason is DropReason.SPOOFED_SOURCE
+
+
+@pytest.mark.parametrize("changed", [{"offload": False}, {"epoch": 7}, {"up": False}, {"mtu_bytes": 1300}])
+def test_a_peer_of_which_something_else_is_known_is_the_same(changed: dict[str, Any]) -> None:
+    known = Origin(peer=replace(PEER, **changed))
+    said = decide_addresses(packed("peer", 0) + packed("pod", 0), known, place())
+    assert said == Verdict(VerdictKind.LOCAL, POD)
+
+
+@pytest.mark.parametrize("family", [0, 1], ids=["v4", "v6"])
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_a_peer_that_is_down_rejects_what_it_would_be_sent(origin: str, family: int) -> None:
+    """Nothing else changes: neither what others get, nor what it may send itself."""
+    up, down = place(), place()
+    down = replace(down, table=down_in(down.table))
+    for source, destination in product(WHERE, WHERE):
+        addresses = packed(source, family) + packed(destination, family)
+        was = decide_addresses(addresses, ORIGINS[origin], up)
+        said = decide_addresses(addresses, ORIGINS[origin], down)
+        if was.target == PEER:
+            assert said == refusal(VerdictKind.REJECT, DropReason.PEER_DOWN)
+        else:
+            assert said == was
+
+
+def down_in(table: ForwardingTable[NextHop | Zone]) -> ForwardingTable[NextHop | Zone]:
+    """Return the table with PEER flagged down."""
+    return ForwardingTable((prefix, replace(PEER, up=False) if to == PEER else to) for prefix, to in table.items())
 
 
 @pytest.mark.parametrize("may_fragment", [True, False])

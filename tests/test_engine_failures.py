@@ -22,7 +22,7 @@ from tests.conftest import unique_name
 from tests.crowd import namespaces, path
 from tests.engine_rig import NETWORKS, Rig, Tap, Told, key, pair, until
 from tests.packets import TCP, UDP, frame, ip, packets_of, tcp, udp
-from tests.peer import V4, V6, HandMade, geneve
+from tests.peer import V4, V6, HandMade, geneve, probe
 from tests.pump import Pump
 
 MODES = [pytest.param((engine, threads), id=f"{engine}-{threads}") for engine in available() for threads in (1, 2)]
@@ -74,10 +74,11 @@ def test_a_train_at_hand_was_received_whole(threads: int) -> None:
         ingress._deliver_to = stumble
         rig.expected_failures = 1
         rows = [geneve(ip(V4[1], V4[0], 253, bytes((number,) * 50))) for number in range(10)]
-        peer.send(*rows)
+        peer.send(rows[0], probe(size=len(rows[0])), *rows[1:])  # a probe is no packet, and not lost
         assert [packet[-1] for packet in pod.packets(3)] == [0, 1, 2]
         tally = rig.tally(peer.node.endpoint)
         assert (tally.received_packets, tally.received_frames, tally.delivered_packets) == (10, 1, 3)
+        assert tally.control_packets == 1
         assert rig.drops(peer.node.endpoint) == {"engine_failed": 7}
         peer.send(*rows)
         assert len(pod.packets(10)) == 10

@@ -24,6 +24,7 @@ def test_stands_hostile_bytes(engine: str, where: str, seed: int) -> None:
     assert report.sent == report.counted == PACKETS // 2
     assert report.grown_bytes < MOST_GROWTH_BYTES
     assert report.delivered
+    assert bool(report.probes) == (where == "udp") == ("stale_epoch" in report.dropped)
     assert len(report.dropped) >= 6, "the damage reached too little"
 
 
@@ -37,5 +38,15 @@ def test_the_compiled_data_path_stands_five_million() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     last = done.stdout.splitlines()[-1]
-    for reached in ("delivered", "tunnelled", "rate_limited", "engine_failed", "super-packets joined", "trains sent"):
+    for reached in (
+        "delivered",
+        "tunnelled",
+        "rate_limited",
+        "engine_failed",
+        "super-packets joined",
+        "trains sent",
+        "stale_epoch",
+        "peer_down",
+        "probes answered",
+    ):
         assert reached in last

@@ -38,24 +38,25 @@ def read(datagram: bytes, vni: int = VNI) -> Encapsulation | DropReason:
 
 
 def test_bytes_are_as_documented() -> None:
-    header = encode(VNI, 4, 7, 16, 0x1234, 0x5678, 9)
-    assert header == bytes.fromhex("03400800 abcdef00 ffff8102 07101234 56780900")
+    header = encode(VNI, 4, 7, 16, 0x1234, 0x5678, 9, 0xE0)
+    assert header == bytes.fromhex("03400800 abcdef00 ffff8102 07101234 567809e0")
     assert encode(1, 6) == bytes.fromhex("034086dd 00000100 ffff8102 00000000 00000000")
     assert encode_plain(VNI, 6) == bytes.fromhex("000086dd abcdef00")
     assert header[geneve.FLAGS_OFFSET] == 7
     assert header[geneve.INDEX_OFFSET] == 9
+    assert header[geneve.EPOCH_OFFSET] == 0xE0
     assert len(header) == geneve.HEADER_BYTES
 
 
 @given(
     st.integers(0, (1 << 24) - 1), st.sampled_from([4, 6]), st.integers(0, 255), st.integers(0, 255),
-    st.integers(0, 65535), st.integers(0, 65535), st.integers(0, 255), st.binary(max_size=8),
+    st.integers(0, 65535), st.integers(0, 65535), st.integers(0, 255), st.integers(0, 255), st.binary(max_size=8),
 )  # fmt: skip
 def test_what_was_encoded_is_decoded(
-    vni: int, version: int, flags: int, offset: int, start: int, frame_id: int, row: int, inner: bytes
+    vni: int, version: int, flags: int, offset: int, start: int, frame_id: int, row: int, epoch: int, inner: bytes
 ) -> None:
-    wanted = Encapsulation(20, version, flags, offset, start, frame_id, row)
-    assert read(encode(vni, version, flags, offset, start, frame_id, row) + inner, vni) == wanted
+    wanted = Encapsulation(20, version, flags, offset, start, frame_id, row, epoch)
+    assert read(encode(vni, version, flags, offset, start, frame_id, row, epoch) + inner, vni) == wanted
     assert read(encode_plain(vni, version) + inner, vni) == Encapsulation(8, version)
     assert read(encode(vni, version) + inner, vni ^ 1) is DropReason.WRONG_NETWORK
 
@@ -67,6 +68,7 @@ def test_what_is_not_ours_to_read_is_dropped_by_reason() -> None:
         assert read(base(ours, version=version) + inner) is bad
     assert read(base(ours, bits=0xC0) + inner) is bad  # a control packet
     assert read(base(b"", bits=0x80) + inner) is bad
+    assert read(base(ours, bits=0xC0) + inner, VNI + 1) is DropReason.WRONG_NETWORK
     for protocol in (0, 0x6558, 0x0806, 0x8847, 0x0801, 0xFFFF):
         assert read(base(ours, protocol=protocol) + inner) is bad
     assert read(base(option(0x81, 4)) + inner) is bad  # critical, and unknown here
@@ -80,25 +82,35 @@ def test_what_is_not_ours_to_read_is_dropped_by_reason() -> None:
 
 def test_options_of_others_are_walked_past() -> None:
     inner = ip("10.42.1.2", "10.42.2.3", 17, b"")
-    ours = OURS + bytes.fromhex("0110001400050300")
+    ours = OURS + bytes.fromhex("0110001400050307")
     for before in (b"", option(1, 0), option(2, 4), option(3, 124), option(1, 0) * 5):
         for after in (b"", option(4, 0), option(0x7F, 40, 0xFFFF)):
             if len(before + after) + 12 <= 252:
                 found = read(base(before + ours + after) + inner)
-                assert found == Encapsulation(8 + len(before + ours + after), 4, 1, 16, 20, 5, 3)
+                assert found == Encapsulation(8 + len(before + ours + after), 4, 1, 16, 20, 5, 3, 7)
             found = read(base(before + after, bits=0) + inner)
             assert found == Encapsulation(8 + len(before + after), 4)
+            assert found.epoch is None
 
 
 def test_reserved_bits_are_ignored() -> None:
     """RFC 8926 sections 3.4 and 3.5: what is reserved must be ignored on receipt."""
     inner = ip("10.42.1.2", "10.42.2.3", 17, b"")
-    wanted = Encapsulation(20, 4, 1, 16, 20, 5, 3)
-    header = bytearray(base(OURS + bytes.fromhex("0110001400050300")))
-    for at, bits in ((1, 0x3F), (7, 0xFF), (11, 0xE0), (19, 0xFF)):
+    wanted = Encapsulation(20, 4, 1, 16, 20, 5, 3, 7)
+    header = bytearray(base(OURS + bytes.fromhex("0110001400050307")))
+    for at, bits in ((1, 0x3F), (7, 0xFF), (11, 0xE0)):
         changed = bytearray(header)
         changed[at] |= bits
         assert read(bytes(changed) + inner) == wanted
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 127, 128, 129, 255, 256, 257, 300, 65_536 + 3])
+def test_half_of_all_epochs_are_older(epoch: int) -> None:
+    """Those up to 128 behind; what is up to 127 ahead is a table's lag, and no offence."""
+    for ahead in range(-128, 128):
+        encap = Encapsulation(20, 4, epoch=(epoch + ahead) % 256)
+        assert encap.is_older(epoch) == (ahead < 0)
+    assert not Encapsulation(8, 4).is_older(epoch), "plain Geneve tells none"
 
 
 @settings(deadline=None)

@@ -38,6 +38,7 @@ KINDS = {
     DropReason.NO_ATTACHMENT: ((3, 1), (1, 3)),
     DropReason.EGRESS_DISABLED: ((3, 13), (1, 1)),
     DropReason.WRONG_NODE: ((3, 0), (1, 0)),
+    DropReason.PEER_DOWN: ((3, 1), (1, 3)),
     DropReason.TTL_EXPIRED: ((11, 0), (3, 0)),
     DropReason.TOO_BIG: ((3, 4), (2, 0)),
 }

@@ -159,8 +159,112 @@ def test_sixteen_nodes(name: str) -> None:
     assert leftovers(name) == []
 
 
+def test_nodes_join_and_leave_a_running_lab(name: str) -> None:
+    """With one table for all, which is written anew; by this program, and by another."""
+    with Lab(nodes=2, pods=1, name=name) as lab:
+        added = lab.add_node()
+        assert (added.name, added.endpoint) == ("n3", "192.168.64.3")
+        pod = lab.add_pod(added)
+        eventually(lambda: pings(lab.pods[0], pod.addresses[1]))
+        assert podwire("lab", "add-node", "--name", name).returncode == 0
+        lab.link("n4", "rest", delay_s=0.001)  # takes note of what another program made
+        assert [node.name for node in lab.nodes] == ["n1", "n2", "n3", "n4"]
+        assert [each.name for each in lab.pods] == ["n1p1", "n2p1", "n3p1", "n4p1"]
+        eventually(lambda: pings(lab.find("n4p1"), pod.addresses[0]))
+
+        lab.remove_node(added)
+        assert podwire("lab", "remove-node", "--name", name, "n4").returncode == 0
+        refused = podwire("lab", "remove-node", "--name", name, "n4")
+        assert (refused.returncode, refused.stderr) == (1, f"Error: lab {name} has no node 'n4' (it has: n1, n2)\n")
+        again = lab.add_node()
+        assert (again.name, [node.name for node in lab.nodes]) == ("n3", ["n1", "n2", "n3"])
+        assert [each.name for each in lab.pods] == ["n1p1", "n2p1"]
+        assert lab.links().links == ()
+        eventually(lambda: pings(lab.add_pod(again), lab.pods[0].addresses[0]))
+        netns.create(lab.plan.with_one_more().nodes[-1].netns)
+        with pytest.raises(LabError, match="n4 exists already"):
+            lab.add_node()
+        assert [node.name for node in lab.nodes] == ["n1", "n2", "n3"]
+        assert not list(netns.DIRECTORY.glob(f"pwlab-{name}-n4"))
+        for node in lab.nodes[1:]:
+            lab.remove_node(node)
+        with pytest.raises(LabError, match="n1 is the last node"):
+            lab.remove_node(lab.nodes[0])
+    assert leftovers(name) == []
+
+
+def test_nodes_lease_their_subnets_in_a_real_etcd(name: str) -> None:
+    with Lab(nodes=2, pods=1, name=name, store="etcd", underlay_family=6) as lab:
+        first, second = lab.pods
+        assert lab.store.url == "http://[fd64::fd]:2379"
+        assert first.addresses[0] in lab.nodes[0].subnets[0]
+        assert first.addresses[1] in lab.nodes[0].subnets[1]
+        assert pings(first, second.addresses[0])
+        members = lab.store.run_etcdctl("get", "--prefix", "/podwire/members/", "--keys-only").split()
+        assert members == ["/podwire/members/n1", "/podwire/members/n2"]
+        with pytest.raises(LabError, match="no table"):
+            lab.write_subnets()
+        with pytest.raises(LabError, match="etcdctl get --no-such-flag failed"):
+            lab.store.run_etcdctl("get", "--no-such-flag")
+
+        killed = lab.store.pid
+        lab.store.kill9()
+        assert lab.store.pid is None
+        assert json.loads(podwire("lab", "status", "--name", name, "--json").stdout)[0]["store"]["pid"] is None
+        assert pings(second, first.addresses[1])
+        lab.store.start()
+        assert lab.store.pid not in (None, killed)
+        with pytest.raises(LabError, match="etcd runs already"):
+            lab.store.start()
+        assert lab.store.run_etcdctl("get", "--prefix", "/podwire/members/", "--keys-only").split() == members
+
+        lab.store.pause()
+        assert lab.store.paused
+        said = json.loads(podwire("lab", "status", "--name", name, "--json").stdout)[0]
+        assert (said["store"]["paused"], said["store"]["pid"]) == (True, lab.store.pid)
+        assert podwire("lab", "store", "--name", name, "resume").stdout == f"etcd {lab.store.pid}\n"
+        assert not lab.store.paused
+        lab.partition("n1", "store")
+        lab.heal()
+
+        added = lab.add_node()
+        assert not {str(net) for net in added.subnets} & {str(net) for node in lab.nodes[:2] for net in node.subnets}
+        assert [
+            node["subnets"]
+            for node in json.loads(podwire("lab", "status", "--name", name, "--json").stdout)[0]["nodes"]
+        ] == [[str(net) for net in node.subnets] for node in lab.nodes]
+        eventually(lambda: pings(first, added.addresses[0]))
+        owned = lab.nodes[0].subnets
+        lab.nodes[0].restart()
+        assert lab.nodes[0].subnets == owned
+        lab.store.pause()  # and so it is ended
+    assert leftovers(name) == []
+
+
+def test_without_etcd_a_lab_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(LabError, match="on Debian the package etcd-server"):
+        Lab(nodes=1, pods=0, name=name, store="etcd").up()
+    assert leftovers(name) == []
+    with pytest.raises(LabError, match="has no etcd"):
+        Lab(nodes=1, pods=0, name=name).store  # noqa: B018 - it is what raises
+
+
+def test_down_takes_the_relay_and_the_partition_along(name: str) -> None:
+    lab = Lab(nodes=2, pods=0, name=name, store="etcd")
+    lab.up()
+    lab.link("n1", "n2", loss=0.5)
+    lab.partition("n1", "store")
+    relay = lab.links().relay_pid
+    assert relay is not None
+    assert podwire("lab", "down", "--name", name).returncode == 0
+    assert not process.ProcessId.of(relay)
+    assert leftovers(name) == []
+    lab.down()
+
+
 def test_a_router_that_does_not_start_says_why_and_leaves_nothing(name: str) -> None:
-    with pytest.raises(LabError, match=r"router of n1 .*--no-such-flag"):
+    with pytest.raises(LabError, match=r"router of n[12] .*--no-such-flag"):
         Lab(nodes=2, pods=1, name=name, router_args=["--no-such-flag"]).up()
     assert leftovers(name) == []
 
@@ -215,7 +319,17 @@ def test_two_labs_by_hand_at_once(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("lab", "up"), ("lab", "down", "--all"), ("lab", "exec", "n1", "true"), ("demo",)]
+    "arguments",
+    [
+        ("lab", "up"),
+        ("lab", "down", "--all"),
+        ("lab", "exec", "n1", "true"),
+        ("lab", "partition", "n1", "n2"),
+        ("lab", "links"),
+        ("lab", "add-node"),
+        ("lab", "store", "kill"),
+        ("demo",),
+    ],
 )
 def test_without_root_one_line_says_so(arguments: tuple[str, ...]) -> None:
     done = subprocess.run(
@@ -243,11 +357,12 @@ def test_down_all_leaves_the_labs_of_running_programs(name: str) -> None:
     assert leftovers(name) == []
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(8))
 def test_down_cleans_up_after_an_up_that_was_killed(name: str, seed: int) -> None:
     """Kill with -9 at a moment between the first thing made and the last."""
     delay_s = random.Random(seed).uniform(0, 1.2)
-    with start_podwire("lab", "up", "--name", name, "--nodes", "3", "--pods", "2") as up:
+    store = "etcd" if seed % 4 == 3 else "file"
+    with start_podwire("lab", "up", "--name", name, "--nodes", "3", "--pods", "2", "--store", store) as up:
         eventually(Ledger(name).path.exists)
         time.sleep(delay_s)
         up.kill()

@@ -41,18 +41,42 @@ def name() -> str:
 
 
 def test_no_two_labs_share_a_name() -> None:
-    plans = [plan.LabPlan(name, 16, 0, with_outside=True) for name in ("a", "a-n1", "a-n1p1", "a-underlay")]
+    plans = [plan.LabPlan(name, 64, 0, with_outside=True, store="etcd") for name in ("a", "a-n1", "a-n1p1", "a-store")]
     made = [name for each in plans for name in (*each.namespaces, each.pod_netns("n1p1"))]
     assert len(set(made)) == len(made)
 
 
 def test_subnets_and_addresses_of_nodes_differ() -> None:
-    nodes = plan.LabPlan("x", 16).nodes
+    nodes = plan.LabPlan("x", 64).nodes
     everything = [item for node in nodes for item in (*node.subnets, *node.addresses, *node.underlay, node.endpoint)]
     assert len(set(map(str, everything))) == len(everything)
     for node in nodes:
         assert node.subnets[0].subnet_of(plan.CLUSTER_V4)
         assert node.subnets[1].subnet_of(plan.CLUSTER_V6)
+
+
+def test_everybody_on_the_underlay_has_an_address_and_a_port_of_their_own() -> None:
+    whole = plan.LabPlan("x", 64, with_outside=True, store="etcd")
+    stations = whole.stations
+    assert len(stations) == 66
+    assert len({station.mac for station in stations}) == len({station.name for station in stations}) == 66
+    taken = {interface for node in whole.nodes for interface in node.underlay}
+    assert len(taken | {*whole.gateway, *whole.store_addresses}) == 2 * 66
+    assert (whole.store_url, plan.LabPlan("x", underlay_family=6).store_url) == (
+        "http://192.168.64.253:2379",
+        "http://[fd64::fd]:2379",
+    )
+
+
+def test_a_node_that_joins_takes_the_first_free_number() -> None:
+    names = lambda found: [node.name for node in found.nodes]  # noqa: E731 - of this test
+    two = plan.LabPlan("x", 2)
+    assert names(two.with_one_more()) == ["n1", "n2", "n3"]
+    assert names(two.without("n1").with_one_more()) == ["n2", "n1"]
+    with pytest.raises(LabError, match="last node"):
+        two.without("n1").without("n2")
+    with pytest.raises(LabError, match="no lab can have more"):
+        plan.LabPlan("x", 64).with_one_more()
 
 
 @pytest.mark.parametrize(
@@ -61,11 +85,13 @@ def test_subnets_and_addresses_of_nodes_differ() -> None:
         (("Bad/Name",), "name"),
         (("x" * 25,), "name"),
         (("x", 0), "nodes"),
-        (("x", 17), "nodes"),
+        (("x", 65), "nodes"),
         (("x", 1, -1), "Pods"),
         (("x", 1, 1, 1327), "MTU"),
         (("x", 1, 1, 1340, 6), "MTU"),
         (("x", 1, 1, 1500, 5), "family"),
+        (("x", 1, 1, 1500, 4, False, (), "disk"), "store"),
+        (("x", 1, 1, 1500, 4, False, (), "etcd", 0), "etcd_ttl_s"),
     ],
 )
 def test_an_impossible_lab_is_refused(arguments: tuple[object, ...], word: str) -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from router.events import EventKind
-from router.rpc.v1 import attachment_pb2, counters_pb2, events_pb2, router_pb2, status_pb2, subnets_pb2
+from router.rpc.v1 import attachment_pb2, counters_pb2, events_pb2, peers_pb2, router_pb2, status_pb2, subnets_pb2
 from router.status import Status
 from shim import answers
 
 ROOT = Path(__file__).resolve().parent.parent
-STUBS = (attachment_pb2, counters_pb2, events_pb2, router_pb2, status_pb2, subnets_pb2)
+STUBS = (attachment_pb2, counters_pb2, events_pb2, peers_pb2, router_pb2, status_pb2, subnets_pb2)
 MESSAGES = {name: message for stubs in STUBS for name, message in stubs.DESCRIPTOR.message_types_by_name.items()}
 
 

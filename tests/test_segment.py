@@ -262,7 +262,7 @@ def test_segments_are_joined_by_what_the_option_says() -> None:
     """One byte of the option changed in one row: that row is joined with nothing before it."""
     (train,) = split(frame(ip("10.42.1.2", "10.42.2.3", TCP, tcp(bytes(5000))), TCP, gso_size=1000))
     step = train.segment_bytes
-    option = (geneve.FLAGS_OFFSET, *range(geneve.INDEX_OFFSET - 2, geneve.INDEX_OFFSET + 1))
+    option = (geneve.FLAGS_OFFSET, *range(geneve.INDEX_OFFSET - 2, geneve.EPOCH_OFFSET + 1))
     for row in (1, 2, 3, 4):
         for offset in option:
             for flip in (0x01, 0x02, 0x80, 0xFF):
@@ -271,6 +271,41 @@ def test_segments_are_joined_by_what_the_option_says() -> None:
                 counts = [count for count, _ in joined(train._replace(datagrams=memoryview(data)))]
                 assert sum(counts) == 5
                 assert row in _sums(counts), f"row {row} was joined with those before it"
+
+
+@pytest.mark.parametrize("make", [lambda train: train, loose])
+@pytest.mark.parametrize("ends", [("10.42.1.2", "10.42.2.3"), ("fd42:1::2", "fd42:2::3")], ids=["v4", "v6"])
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_rows_of_different_epochs_stay_apart(
+    make: Callable[[Train], Train], ends: tuple[str, str], protocol: int
+) -> None:
+    """Each epoch is looked at once a frame: a frame must be of one."""
+    body = tcp(bytes(6000)) if protocol == TCP else udp(bytes(6000))
+    train = make(*split(frame(ip(*ends, protocol, body), protocol, gso_size=1000), splitter=Splitter(VNI)))
+    for changed in range(1, 1 << 6):
+        data = bytearray(train.datagrams)
+        for row in range(6):
+            data[row * train.segment_bytes + geneve.EPOCH_OFFSET] = changed >> row & 1
+        at = 0
+        for count, _ in joined(train._replace(datagrams=memoryview(data))):
+            assert len({changed >> row & 1 for row in range(at, at + count)}) == 1
+            at += count
+        assert at == 6
+
+
+def test_a_splitter_tells_the_epoch() -> None:
+    received = frame(ip("10.42.1.2", "10.42.2.3", TCP, tcp(bytes(2000))), TCP, gso_size=300)
+    packet, vnet = memoryview(received)[10:], VnetHeader.read(received, 0)
+    header = parse_ip(packet, 0, len(packet))
+    assert header is not None
+    shape = gso_shape(packet, header, vnet)
+    assert shape is not None
+    splitter = Splitter(VNI)
+    for epoch in (0, 255, 3):
+        for train in splitter.split(packet, header, vnet, shape, epoch=epoch):
+            assert {inner(row)[1].epoch for row in rows(train)} == {epoch}
+        for train in splitter.split(packet, header, vnet, shape, offload=False, epoch=epoch):
+            assert {inner(row)[1].epoch for row in rows(train)} == {None}
 
 
 @pytest.mark.parametrize("make", [lambda train: train, loose])

@@ -14,6 +14,7 @@ import pytest
 from router.errors import Kind, Refusal
 from router.model import Endpoint, Node
 from router.subnets.file import FileSource, format_table, parse_table
+from router.subnets.source import Lease, SourceState
 
 PATH = Path("/etc/podwire/subnets.toml")
 TEXT = """\
@@ -28,10 +29,11 @@ name = "b"
 endpoint = "[2001:db8::2]:7000"
 subnets = ["10.32.2.0/24"]
 offload = false
+epoch = 7
 """
 NODES = (
     Node("a", Endpoint(ip_address("192.0.2.1")), (ip_network("10.32.1.0/24"), ip_network("fd00:32:0:1::/64"))),
-    Node("b", Endpoint(ip_address("2001:db8::2"), 7000), (ip_network("10.32.2.0/24"),), offload=False),
+    Node("b", Endpoint(ip_address("2001:db8::2"), 7000), (ip_network("10.32.2.0/24"),), offload=False, epoch=7),
 )
 DEADLINE_S = 20.0
 
@@ -54,6 +56,8 @@ def test_read_and_write() -> None:
     [
         ('"a"', "a", "/etc/podwire/subnets.toml is not TOML: Invalid value (at line 3, column 8)"),
         ('"[2001:db8::2]:7000"', '"host"', "subnets.toml:7: [[node]] number 2 (b): 'host' is no IPv4 or IPv6 address"),
+        ("epoch = 7", "epoch = true", "number 2 (b): epoch must be a whole number from 0 to 9223372036854775807"),
+        ("epoch = 7", "epoch = -1", "number 2 (b): epoch must be a whole number"),
         (
             "10.32.2.0/24",
             "10.32.2.1/24",
@@ -98,17 +102,27 @@ def test_what_is_no_table(text: str, words: str) -> None:
 
 
 class Watch:
-    """A running FileSource, and what it told."""
+    """A FileSource that runs once it was read, and what it told."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, between: Callable[[], object] = lambda: None) -> None:
         self.tables: list[tuple[Node, ...]] = []
         self.errors: list[str] = []
         self.refuse = ""
         self.source = FileSource(path)
         self.first = self.source.read()
-        self.source.start(self._on_table, self.errors.append)
+        between()
+        self.source.start(self)
 
-    def _on_table(self, nodes: tuple[Node, ...]) -> None:
+    def table_refused(self, message: str) -> None:
+        self.errors.append(message)
+
+    def connection_changed(self, state: SourceState) -> None:
+        pytest.fail("a file is always there, or refused")
+
+    def lease_changed(self, lease: Lease) -> None:
+        pytest.fail("a file leases nothing")
+
+    def table_changed(self, nodes: tuple[Node, ...]) -> None:
         self.tables.append(nodes)
         if self.refuse == "bug":
             raise RuntimeError("a bug")
@@ -200,17 +214,12 @@ def test_written_slowly_is_seen_once_and_whole(path: Path) -> None:
 
 
 def test_changed_between_read_and_start(path: Path) -> None:
-    source = FileSource(path)
-    assert source.read() == table("a")
-    path.write_text(format_table(table("b")))
-    told: list[tuple[Node, ...]] = []
-    source.start(told.append, pytest.fail)
-    deadline_s = time.monotonic() + DEADLINE_S
-    while not told:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
-    source.stop()
-    assert told == [table("b")]
+    watch = Watch(path, lambda: path.write_text(format_table(table("b"))))
+    assert watch.first == table("a")
+    watch.until(lambda: bool(watch.tables))
+    watch.source.stop()
+    assert watch.tables == [table("b")]
+    assert watch.errors == []
 
 
 def test_a_bad_table_is_told_once_and_the_good_one_again(watch: Watch, path: Path) -> None:
@@ -241,9 +250,12 @@ def test_gone_for_long_is_told_once(watch: Watch, path: Path) -> None:
     good = path.read_text()
     path.unlink()
     watch.until(lambda: len(watch.errors) == 1)
+    assert not watch.source.state().connected
+    assert watch.source.state().error == watch.errors[0]
     assert watch.errors == [f"cannot read subnet table {path}: No such file or directory"]
     path.write_text(good)
     watch.until_table(table("a"))
+    assert watch.source.state().connected
     assert len(watch.errors) == 1
 
 
@@ -260,7 +272,7 @@ def test_missing_or_binary_at_the_start(tmp_path: Path) -> None:
 def test_stop_is_quick_and_final(path: Path) -> None:
     watch = Watch(path)
     with pytest.raises(RuntimeError, match="already started"):
-        watch.source.start(watch.tables.append, watch.errors.append)
+        watch.source.start(watch)
     started_s = time.monotonic()
     watch.source.stop()
     watch.source.stop()

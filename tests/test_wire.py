@@ -14,7 +14,7 @@ import pytest
 from shim.lab import Lab
 from shim.lab.ledger import write_whole
 from shim.lab.node import LabNode
-from tests.accounts import eventually
+from tests.accounts import counters, eventually
 from tests.capture import capturing, decode, undo_offloads
 from tests.echo import Echo, ask_tcp, ask_udp, connect
 
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.netns
 
 _UDP_SEGMENT = 103  # linux/udp.h
 _ERROR = "_ws.malformed || _ws.expert.severity == 8388608"
+_PACKETS, _PROBES = "geneve.flags.oam == 0", "geneve.flags.oam == 1"
 _GOOD = "1"
 _OVERLAY_MTU_BYTES = 1452
 
@@ -66,7 +67,7 @@ def recorded(wire: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_packet_is_geneve_with_one_whole_inner_packet(recorded: Path) -> None:
     fields = ["udp.dstport", "geneve.vni", "geneve.proto_type", "geneve.option.class", "ip.version", "ipv6.version", "ip.len", "ipv6.plen", "udp.length"]  # fmt: skip
-    packets = decode(recorded, fields)
+    packets = decode(recorded, fields, shown=_PACKETS)
     assert len(packets) > 3000  # 4 MB both ways, in packets of 1452: trains were split
     inner = Counter()  # type: ignore[var-annotated]
     for packet in packets:
@@ -117,6 +118,34 @@ def test_a_partial_checksum_is_always_announced(recorded: Path) -> None:
     assert all(flag & 1 for flag in flags)
 
 
+def test_probes_are_asked_and_answered_as_drawn(wire: Lab, tmp_path: Path) -> None:
+    """Between quiet routers, as router/wire/probe.py draws them: kind, size, sequence, and when it was asked."""
+    file = tmp_path / "probes.pcapng"
+
+    def probed(node: LabNode) -> int:
+        return sum(peer.tally.control_packets for peer in counters(node).peers)
+
+    with capturing(wire.nodes[0], file):
+        enough = {node.name: probed(node) + 12 for node in wire.nodes}
+        eventually(lambda: all(probed(node) >= enough[node.name] for node in wire.nodes), 20, "probes both ways")
+    assert decode(file, ["frame.number", "_ws.expert.message"], shown=_ERROR, checks=["ip", "udp"]) == []
+    fields = ["ip.src", "ip.dst", "udp.length", "geneve.vni", "geneve.proto_type", "geneve.option.class", "geneve.option.type", "geneve.option.unknown.data"]  # fmt: skip
+    asked, answered = set(), 0
+    for row in decode(file, fields, shown=_PROBES):
+        source, target, udp_length, vni, kind, option_class, option, data = (cell for (cell,) in map(row.get, fields))
+        assert [int(each, 0) for each in (vni, kind, option_class)] == [1, 0, 0xFFFF]
+        assert int(option, 0) & 0x7F == 2
+        what, _, size, sequence, sent_ns = struct.unpack(">BBHIQ", bytes.fromhex(data.replace(":", "")))
+        if what == 1:
+            assert int(udp_length) - 8 == size
+            asked.add((source, size, sequence, sent_ns))
+        else:
+            assert (what, int(udp_length) - 8) == (2, 28)
+            answered += (target, size, sequence, sent_ns) in asked
+    assert answered >= 8
+    assert {28, 20 + _OVERLAY_MTU_BYTES} <= {size for _, size, _, _ in asked}
+
+
 @pytest.fixture
 def plain(wire: Lab) -> Iterator[Lab]:
     """The lab with a table that says of every router that it does not know the option."""
@@ -142,7 +171,7 @@ def test_a_plain_peer_gets_finished_checksums(plain: Lab, tmp_path: Path) -> Non
         talk(plain)
     assert decode(file, ["frame.number", "_ws.expert.message"], shown=_ERROR, checks=["ip", "udp", "tcp"]) == []
     fields = ["geneve.option.class", "udp.checksum.status", "tcp.checksum.status", "icmpv6.checksum.status", "ipv6.nxt"]
-    rows = decode(file, fields, checks=["ip", "udp", "tcp"])
+    rows = decode(file, fields, shown=_PACKETS, checks=["ip", "udp", "tcp"])
     assert len(rows) > 3000
     found = Counter()  # type: ignore[var-annotated]
     for row in rows:

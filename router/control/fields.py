@@ -154,6 +154,13 @@ def moment(field: str, ns: int) -> int:
     return ns
 
 
+def epoch(field: str, number: int) -> int:
+    """Check which holding of its subnets a node's row is."""
+    if number > _INT64_MAX:
+        raise _invalid(field, str(number), f"use 0 to {_INT64_MAX}")
+    return number
+
+
 def port_mapping(host_port: int, container_port: int, protocol: str, host_address: str) -> PortMapping:
     """Check a port of the node that is to lead to a Pod."""
     for field, port in (("ports.host_port", host_port), ("ports.container_port", container_port)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from router.control import fields
 from router.errors import Kind, Refusal
 from router.events import Event
@@ -17,8 +19,9 @@ from router.model import (
     SubnetTable,
     Tally,
 )
-from router.rpc.v1 import attachment_pb2, counters_pb2, events_pb2, router_pb2, status_pb2, subnets_pb2
-from router.status import AttachRequest, CheckRequest, Counters, Status
+from router.rpc.v1 import attachment_pb2, counters_pb2, events_pb2, peers_pb2, router_pb2, status_pb2, subnets_pb2
+from router.status import AttachRequest, CheckRequest, Counters, PeerStatus, Status
+from router.subnets.source import SourceState
 
 _UINT64_MAX = 2**64 - 1
 
@@ -39,6 +42,7 @@ def node(row: subnets_pb2.Node) -> Node:
         endpoint=fields.endpoint(f"{where} endpoint", row.endpoint.address, row.endpoint.port),
         subnets=tuple(fields.prefix(f"{where} subnets", text) for text in row.subnets),
         offload=row.offload if row.HasField("offload") else True,
+        epoch=fields.epoch(f"{where} epoch", row.epoch),
     )
 
 
@@ -142,7 +146,9 @@ def endpoint_message(endpoint: Endpoint) -> subnets_pb2.Endpoint:
 def node_message(node: Node) -> subnets_pb2.Node:
     """Say a row of the subnet table."""
     endpoint = endpoint_message(node.endpoint)
-    return subnets_pb2.Node(name=node.name, endpoint=endpoint, subnets=map(str, node.subnets), offload=node.offload)
+    return subnets_pb2.Node(
+        name=node.name, endpoint=endpoint, subnets=map(str, node.subnets), offload=node.offload, epoch=node.epoch
+    )
 
 
 def table_message(table: SubnetTable) -> subnets_pb2.SubnetTable:
@@ -170,6 +176,26 @@ def tally_message(tally: Tally) -> counters_pb2.Tally:
         sent_bytes=tally.sent_bytes,
         icmp_errors=tally.icmp_errors,
         balance=tally.balance,
+        control_packets=tally.control_packets,
+    )
+
+
+def peer_message(peer: PeerStatus) -> peers_pb2.Peer:
+    """Say how a peer stands."""
+    report = peer.report
+    tally = tally_message(peer.tally) if peer.tally is not None else None
+    if report is None:
+        return peers_pb2.Peer(node=node_message(peer.node), state="PEER_STATE_UNKNOWN", tally=tally)
+    return peers_pb2.Peer(
+        node=node_message(peer.node),
+        state=f"PEER_STATE_{report.state.name}",
+        heard_age_s=report.heard_age_s,
+        rtt_s=report.rtt_s,
+        rtt_min_s=report.rtt_min_s,
+        loss=report.loss,
+        mtu_bytes=report.mtu_bytes,
+        why=report.why,
+        tally=tally,
     )
 
 
@@ -226,7 +252,27 @@ def status_message(status: Status) -> status_pb2.Status:
         table_error=status.table_error,
         peers_unreachable=status.peers_unreachable,
         unreachable=status.unreachable,
+        source=source_message(status.source) if status.source is not None else None,
     )
+
+
+def source_message(state: SourceState) -> status_pb2.SubnetSource:
+    """Say how the source of the subnet table stands."""
+    now_s, lease = time.monotonic(), state.lease
+    return status_pb2.SubnetSource(
+        kind=state.kind,
+        where=state.where,
+        connected=state.connected,
+        confirmed_age_s=max(0.0, now_s - state.confirmed_s),
+        error=state.error,
+        lease=None if lease is None else status_pb2.Lease(
+            held=lease.held,
+            epoch=lease.epoch,
+            expires_in_s=max(0.0, lease.expires_s - now_s) if lease.expires_s else 0.0,
+            reserved=lease.reserved,
+            why=lease.why,
+        ),
+    )  # fmt: skip
 
 
 def event_message(event: Event) -> events_pb2.Event:

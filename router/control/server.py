@@ -29,7 +29,7 @@ from router.model import Attachment, AttachmentKey, Endpoint, Node, SubnetTable
 from router.rpc.v1 import counters_pb2, events_pb2, router_pb2, status_pb2, subnets_pb2
 from router.rpc.v1.router_pb2_grpc import RouterServicer as RouterServicerBase
 from router.rpc.v1.router_pb2_grpc import add_RouterServicer_to_server
-from router.status import AttachRequest, CheckRequest, Counters, Status
+from router.status import AttachRequest, CheckRequest, Counters, PeerStatus, Status
 
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_WATCHERS = 32
@@ -63,6 +63,7 @@ class Daemon(Protocol):
     def replace_subnets(self, nodes: tuple[Node, ...], expected_version: int | None) -> SubnetTable: ...
     def upsert_subnets(self, node: Node) -> SubnetTable: ...
     def remove_subnets(self, name: str) -> SubnetTable: ...
+    def peers(self) -> tuple[SubnetTable, tuple[PeerStatus, ...]]: ...
     def counters(self) -> Counters: ...
     def status(self) -> Status: ...
 
@@ -288,6 +289,13 @@ class RouterServicer(RouterServicerBase):
                     yield messages.change_message(sent, table)
                     sent = table
             self._ended(context)
+
+    @_unary
+    def ListPeers(
+        self, request: router_pb2.ListPeersRequest, context: grpc.ServicerContext
+    ) -> router_pb2.ListPeersResponse:
+        table, peers = self._daemon.peers()
+        return router_pb2.ListPeersResponse(version=table.version, peers=map(messages.peer_message, peers))
 
     @_unary
     def GetCounters(

@@ -72,6 +72,8 @@ class Egress:
         self._bytes = memoryview(self._buffer)
         self._run = Run(self._bytes, settings.offloads.max_segments)
         self._encapsulations: dict[tuple[int, int, int, int], bytes] = {}
+        self._epoch = 0
+        """What stands in them."""
         # Whom the batch at hand works for.
         self._port: Port
         self._tally: Tally
@@ -85,6 +87,9 @@ class Egress:
         fd, buffer, space = port.fd, self._buffer, self._bytes
         tally = self._tally = port.tallies[EGRESS]
         self._port, self._view = port, view
+        if view.epoch != self._epoch:
+            self._encapsulations.clear()
+            self._epoch = view.epoch
         ways = port.ways(view)
         self._run.forget()
         at, reads, read_bytes = 0, 0, 0
@@ -198,7 +203,7 @@ class Egress:
     def _send_super_packet(self, frame: _Frame, shape: Shape, peer: Peer) -> None:
         packet = self._bytes[frame.at + _HEADER : frame.end]
         offload = peer.next_hop.offload
-        for train in self._splitter.split(packet, frame.header, frame.vnet, shape, offload):
+        for train in self._splitter.split(packet, frame.header, frame.vnet, shape, offload, self._epoch):
             self._send(train, peer, packet, _HEADER if offload else geneve.BASE_BYTES)
 
     # Single packets
@@ -230,7 +235,7 @@ class Egress:
         if encapsulation is None:
             if len(self._encapsulations) >= 256:
                 self._encapsulations.clear()
-            encapsulation = self._encapsulations[key] = geneve.encode(self._vni, *key)
+            encapsulation = self._encapsulations[key] = geneve.encode(self._vni, *key, epoch=self._epoch)
         if not self._run.takes(peer, at, end):
             self._flush()
         self._buffer[at : at + _HEADER] = encapsulation
@@ -254,10 +259,10 @@ class Egress:
         outcome: DropReason | None = None
         if frame.shape is None:
             partial = (vnet.csum_start, vnet.csum_offset) if vnet.flags & NEEDS_CSUM else None
-            outcome = cut(packet, partial, way, mtu_bytes)
+            outcome = cut(packet, partial, way, self._view, mtu_bytes)
         else:
             for train in self._splitter.split(packet, frame.header, vnet, frame.shape, offload=False):
                 for start in range(0, len(train.datagrams), train.segment_bytes):
                     inner = train.datagrams[start + geneve.BASE_BYTES : start + train.segment_bytes]
-                    outcome = cut(inner, None, way, mtu_bytes) or outcome
+                    outcome = cut(inner, None, way, self._view, mtu_bytes) or outcome
         self._settle(outcome, frame.packets, local=way.port is not None)

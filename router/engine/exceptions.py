@@ -52,7 +52,7 @@ class Exceptions:
             tally.icmp_errors += 1
 
     def forward_in_fragments(
-        self, packet: memoryview, partial: tuple[int, int] | None, way: Way, mtu_bytes: int
+        self, packet: memoryview, partial: tuple[int, int] | None, way: Way, view: View, mtu_bytes: int
     ) -> DropReason | None:
         """Fragment an IPv4 packet for a smaller link and send the pieces; the first failure ends it.
 
@@ -65,7 +65,7 @@ class Exceptions:
         if not pieces:
             return DropReason.MALFORMED
         for piece in pieces:
-            reason = self._send(piece, way)
+            reason = self._send(piece, way, view)
             if reason is not None:
                 return reason
         return None
@@ -77,18 +77,20 @@ class Exceptions:
             return DropReason.MALFORMED
         router = Origin(addresses=frozenset(address.packed for address in view.snapshot.node_addresses))
         way = view.way(header.addresses, router)
-        return way.verdict.reason or self._send(packet, way)
+        return way.verdict.reason or self._send(packet, way, view)
 
-    def _send(self, packet: bytes, way: Way) -> DropReason | None:
+    def _send(self, packet: bytes, way: Way, view: View) -> DropReason | None:
         if way.verdict.kind is VerdictKind.LOCAL and way.port is not None:
             return write(way.port, memoryview(NO_OFFLOAD + packet), self._thread, 1, len(packet))
         assert way.peer is not None
-        return self._tunnel(packet, way.peer)
+        return self._tunnel(packet, way.peer, view.epoch)
 
-    def _tunnel(self, packet: bytes, peer: Peer) -> DropReason | None:
+    def _tunnel(self, packet: bytes, peer: Peer, epoch: int) -> DropReason | None:
         version = packet[0] >> 4
-        encode = geneve.encode if peer.next_hop.offload else geneve.encode_plain
-        datagram = encode(self._settings.vni, version) + packet
+        vni = self._settings.vni
+        offload = peer.next_hop.offload
+        head = geneve.encode(vni, version, epoch=epoch) if offload else geneve.encode_plain(vni, version)
+        datagram = head + packet
         _, reason = self._sender.send(Train(memoryview(datagram), len(datagram), 1), peer)
         if reason is None:
             tally = peer.tallies[self._thread]

@@ -1,7 +1,8 @@
 """Into the Pods: from the underlay socket to TUN fds. For one thread.
 
 receive a train (UDP_GRO) → a known peer?
-→ each datagram: Geneve header → IP header → does the peer own the inner source? → verdict, remembered by flow
+→ each datagram: Geneve header; is it a probe, or of an epoch that is over?
+→ IP header → does the peer own the inner source? → verdict, remembered by flow
 → TCP or UDP with partial checksum: how many datagrams after it continue it? join them into one super-packet
 → take a hop, write the frame to the TUN
 → else: the slow path
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from router.decide import decide_transit
@@ -19,7 +22,7 @@ from router.engine.interface import BATCH_BYTES, EngineSettings, Host
 from router.engine.ports import INGRESS, Peer, Port, View, Way
 from router.engine.sender import SOL_UDP, Sender
 from router.model import DropReason, Tally, VerdictKind
-from router.wire import geneve
+from router.wire import geneve, probe
 from router.wire.merge import Merger
 from router.wire.packet import VNET_BYTES, IpHeader, decrement_hop_limit, parse_ip
 from router.wire.segment import Shape, Train, shape_of, write_plain_vnet
@@ -67,6 +70,8 @@ class Ingress:
         self._peer: Peer
         self._tally: Tally
         self._view: View
+        self._from: tuple[str, int]
+        """Where it came from, as the socket says it."""
 
     def batch(self, view: View, most: int) -> int:
         """Receive and deliver at most `most` trains; return how many there were."""
@@ -96,6 +101,7 @@ class Ingress:
                 peer.tallies[INGRESS].drop(DropReason.BAD_ENCAPSULATION, count)
             else:
                 end = _HEADROOM + size
+                self._from = sockaddr
                 self._deliver(peer, view, Train(self._bytes[:end], segment_bytes, count), end)
         return most
 
@@ -121,18 +127,25 @@ class Ingress:
         tally.received_frames += 1
         self._at_hand = (tally, tally.received_packets + train.packets)
         ways, vni, step = peer.ways(view), self._vni, train.segment_bytes
+        epoch = peer.next_hop.epoch
         at = _HEADROOM
         while at < end:
             after = min(at + step, end)
             encap = geneve.decode(train.datagrams, at, after, vni)
-            tally.received_packets += 1
             if isinstance(encap, DropReason):
-                tally.received_bytes += after - at
-                tally.drop(encap)
+                if encap is not DropReason.BAD_ENCAPSULATION or not self._take_probe(at, after):
+                    tally.received_packets += 1
+                    tally.received_bytes += after - at
+                    tally.drop(encap)
                 at = after
                 continue
             packet_at = at + encap.header_bytes
+            tally.received_packets += 1
             tally.received_bytes += after - packet_at
+            if epoch and encap.is_older(epoch):
+                tally.drop(DropReason.STALE_EPOCH)
+                at = after
+                continue
             header = parse_ip(train.datagrams, packet_at, after)
             if header is None or header.version != encap.ip_version:
                 tally.drop(DropReason.MALFORMED)
@@ -153,6 +166,23 @@ class Ingress:
             at = after
         self._at_hand = None
         del self._peer, self._view  # who leaves meanwhile is not kept by a train that is over
+
+    def _take_probe(self, at: int, end: int) -> bool:
+        """Answer a request, hand an answer over; False for what is no probe. Its VNI was looked at."""
+        found = probe.decode(self._buffer, at, end)
+        if found is None:
+            return False
+        self._tally.control_packets += 1
+        if self._at_hand is not None:
+            tally, due = self._at_hand
+            self._at_hand = tally, due - 1  # a probe is no packet
+        header = bytes(self._bytes[at : at + probe.HEADER_BYTES])
+        if found.kind == probe.ANSWER:
+            self._host.probe_answered(self._peer.next_hop.endpoint, header, time.monotonic_ns())
+            return True
+        with suppress(OSError):  # as good as lost on the way
+            self._socket.sendto(probe.answer_to(header), _DONTWAIT, self._from)
+        return True
 
     def _refuse(self, arrival: _Arrival, reason: DropReason, mtu_bytes: int = 0) -> None:
         packet = self._bytes[arrival.at + arrival.encap.header_bytes : arrival.end]
@@ -183,7 +213,7 @@ class Ingress:
             decrement_hop_limit(self._buffer, packet_at)
         if len(packet) > port.mtu_bytes:
             sums = (encap.csum_start, encap.csum_offset) if partial else None
-            self._settle(self.exceptions.forward_in_fragments(packet, sums, way, port.mtu_bytes), 1)
+            self._settle(self.exceptions.forward_in_fragments(packet, sums, way, self._view, port.mtu_bytes), 1)
             return after
         if count > 1 and shape is not None:
             return self._write_merged(port, train, arrival, shape, count)

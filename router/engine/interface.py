@@ -8,6 +8,9 @@ Limits: what an attachment may send is shaped: while it is in debt its fd is not
 on the Pod. What it may receive is policed: a frame that finds no tokens is dropped and counted (RATE_LIMITED) with whoever
 sent it; so are the router's own ICMP errors, but not counted. Both are token buckets, full at `attach`, one for all threads,
 that a frame may put into debt (bucket.py); a shaper's holds 5 ms of its rate at least.
+Probes: a request from a known peer (wire/probe.py) is answered in the data path, by a datagram of the header alone; an
+answer goes to the host. Neither is a packet: they are counted as `control_packets`, and in no other count but frames.
+Peers: one with the same node and endpoint as before stays the same peer, with its counts, whatever else its NextHop says.
 Bounds: no call waits longer than one batch (at most `BATCH_PACKETS` reads), however much traffic there is.
 """
 
@@ -54,6 +57,8 @@ class Snapshot:
     """Whether Pods may reach what lies outside the cluster, through the node."""
     node_addresses: tuple[Address, ...] = ()
     """The node's overlay addresses: it answers to them and sends ICMP errors from them."""
+    epoch: int = 0
+    """The node's own, sent along with every packet (modulo 256)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +153,9 @@ class Host(Protocol):
 
     def offload_failed(self, feature: str, why: str) -> None:
         """The kernel refused an offload at run time; the engine goes on without it."""
+
+    def probe_answered(self, endpoint: Endpoint, answer: bytes, received_ns: int) -> None:
+        """The peer at an endpoint answered a probe: the datagram, and when it was received (CLOCK_MONOTONIC)."""
 
     def engine_failed(self, why: str) -> None:
         """A bug: a thread of the engine met an exception it did not expect; it goes on with the next batch."""

@@ -96,26 +96,42 @@ def _shaped(limit: Limit) -> Limit:
 class Peer(Party):
     """A remote router and the socket address it receives at."""
 
-    __slots__ = ("next_hop", "sockaddr", "segmenting", "_overlay_mtu_bytes", "_lowered_until_s")
+    __slots__ = ("next_hop", "sockaddr", "segmenting", "_overlay_mtu_bytes", "_lowered_bytes", "_lowered_until_s")
+
+    next_hop: NextHop
+    """What the snapshot in force says of it."""
 
     def __init__(self, next_hop: NextHop, mtu_bytes: int) -> None:
+        # The origin stays that of the first next hop: who it is does not change, and its rate of errors is kept by it.
         super().__init__(Origin(peer=next_hop), mtu_bytes)
-        self._overlay_mtu_bytes = mtu_bytes
+        self._overlay_mtu_bytes = self._lowered_bytes = mtu_bytes
         self._lowered_until_s = 0.0
-        self.next_hop = next_hop
         self.sockaddr = (str(next_hop.endpoint.address), next_hop.endpoint.port)
         self.segmenting = True
         """Whether trains go out by UDP_SEGMENT; off once its interface has refused one."""
+        self.become(next_hop)
+
+    def become(self, next_hop: NextHop) -> None:
+        """Take over what a new snapshot says of the same peer; between two batches."""
+        self.next_hop = next_hop
+        self._limit()
+
+    def _limit(self) -> None:
+        """Let packets be as large as the path is known to carry, and as the kernel has not refused of late."""
+        known_bytes = self.next_hop.mtu_bytes or self._overlay_mtu_bytes
+        self.mtu_bytes = min(self._overlay_mtu_bytes, max(_LEAST_MTU_BYTES, min(known_bytes, self._lowered_bytes)))
 
     def lower_mtu(self, mtu_bytes: int, now_s: float) -> None:
         """Take the path for smaller than it was, for ten minutes (RFC 1191 section 6.3)."""
-        self.mtu_bytes = max(_LEAST_MTU_BYTES, min(self.mtu_bytes, mtu_bytes))
+        self._lowered_bytes = min(self._lowered_bytes, mtu_bytes)
         self._lowered_until_s = now_s + _PATH_MTU_KEPT_S
+        self._limit()
 
     def forget_mtu(self, now_s: float) -> None:
         """Try the full size again once a lowered MTU has grown old."""
         if now_s >= self._lowered_until_s:
-            self.mtu_bytes = self._overlay_mtu_bytes
+            self._lowered_bytes = self._overlay_mtu_bytes
+            self._limit()
 
 
 class Way(NamedTuple):
@@ -129,7 +145,7 @@ class Way(NamedTuple):
 class View:
     """Snapshot, attachments and peers as one batch sees them: never changed, replaced whole."""
 
-    __slots__ = ("snapshot", "ports", "peers", "place", "serial", "by_sockaddr", "by_host")
+    __slots__ = ("snapshot", "ports", "peers", "place", "serial", "epoch", "by_sockaddr", "by_host")
 
     def __init__(
         self,
@@ -141,6 +157,8 @@ class View:
         """`last` is the view this one replaces; with the same peers, it lends what is known of them."""
         self.serial = next(_serials)
         self.snapshot = snapshot
+        self.epoch = snapshot.epoch & 0xFF
+        """As it goes on the wire."""
         self.ports = ports
         self.peers = peers
         holders = {address: key for key, port in ports.items() for address in port.origin.addresses}

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from router.decide import MALFORMED, decide_transit
+from router.decide import MALFORMED, decide_transit, same_peer
 from router.engine.bucket import Bucket
 from router.engine.egress import Egress
 from router.engine.ingress import Ingress
@@ -23,7 +23,7 @@ from router.engine.interface import BATCH_BYTES, EngineCounters, EngineSettings,
 from router.engine.loop import Loop
 from router.engine.ports import EGRESS, INGRESS, Party, Peer, Port, View
 from router.engine.sender import Sender
-from router.model import Attachment, AttachmentKey, DropReason, Endpoint, Tally, Verdict
+from router.model import Attachment, AttachmentKey, DropReason, Endpoint, NextHop, Tally, Verdict
 from router.wire.packet import Buffer, parse_ip
 
 T = TypeVar("T")
@@ -116,16 +116,22 @@ class PythonEngine:
     def _set_routes(self, snapshot: Snapshot) -> None:
         old = self._peers
         peers = {}
+        changed: list[tuple[Peer, NextHop]] = []
         for next_hop in snapshot.peers:
-            known = old.get(next_hop.endpoint)
-            same = known is not None and known.next_hop == next_hop
-            peers[next_hop.endpoint] = known if known and same else Peer(next_hop, self._settings.mtu_bytes)
+            peer = old.get(next_hop.endpoint)
+            if peer is None or not same_peer(peer.next_hop, next_hop):
+                peer = Peer(next_hop, self._settings.mtu_bytes)
+            elif peer.next_hop is not next_hop and peer.next_hop != next_hop:
+                changed.append((peer, next_hop))
+            peers[next_hop.endpoint] = peer
         self._peers = peers
         view = View(snapshot, dict(self._ports), peers)
         leaving = [peer for endpoint, peer in old.items() if peers.get(endpoint) is not peer]
 
         def swap() -> None:
             self._view = view
+            for peer, next_hop in changed:
+                peer.become(next_hop)
 
         self._between_batches(swap)
         # From here on nobody counts on them; adding them up may take its time.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from operator import itemgetter
 
 from router.errors import Kind, Refusal
 from router.model import Address, Endpoint, Node, Prefix
 from router.routes import NEVER_CARRIED
+from router.subnets.difference import Difference, difference
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 
@@ -23,9 +25,94 @@ def check(nodes: tuple[Node, ...], networks: tuple[Prefix, ...], self_name: str,
     Takes O(n log n) time: 0.3 to 0.6 s for 100,000 subnets.
     """
     check_networks(networks, underlay)
-    _check_names(nodes)
-    _check_endpoints(nodes, networks, self_name, underlay)
-    _check_subnets(nodes, networks)
+    _check_rows(nodes, networks, self_name, underlay)
+
+
+class Checked:
+    """A table that passed, and what tells quickly whether one that differs in a few rows would. Not for two threads at once."""
+
+    def __init__(self, networks: tuple[Prefix, ...], self_name: str, underlay: Endpoint) -> None:
+        """Begin with an empty table; the rest as for `check`."""
+        self._networks = networks
+        self._self_name = self_name
+        self._underlay = underlay
+        self._nodes: tuple[Node, ...] = ()
+        self._index: _Index | None = None
+        """Of `_nodes`; made when it is first needed."""
+
+    def check(self, nodes: tuple[Node, ...]) -> Difference:
+        """Refuse what `check` refuses, and return how it differs from the accepted table, which stays that.
+
+        Looks at the rows that differ, and at those they are in conflict with: 10 to 20 µs each.
+        """
+        rows = difference(self._nodes, nodes)
+        if _are_many(rows, nodes):
+            check(nodes, self._networks, self._self_name, self._underlay)
+            return rows
+        if self._index is None:
+            self._index = _Index(self._nodes)
+        leaving = {node.name for node in rows.removed}
+        rivals = {name for node in rows.added for name in self._index.rivals(node)} - leaving
+        suspects = rows.added
+        if rivals:  # with them, in the order of the table: that is the order in which a refusal names two
+            rivals |= {node.name for node in rows.added}
+            suspects = tuple(node for node in nodes if node.name in rivals)
+        _check_rows(suspects, self._networks, self._self_name, self._underlay)
+        return rows
+
+    def accept(self, nodes: tuple[Node, ...], rows: Difference) -> None:
+        """Take a table that passed `check`, which returned these rows, for the accepted one."""
+        self._nodes = nodes
+        if self._index is None or _are_many(rows, nodes):
+            self._index = None
+        else:
+            self._index.change(rows)
+
+
+def _are_many(rows: Difference, nodes: tuple[Node, ...]) -> bool:
+    return len(rows) > len(nodes) // 4
+
+
+class _Index:
+    """Who holds what in a table that passed: names, endpoints, and subnets by their first address."""
+
+    def __init__(self, nodes: tuple[Node, ...]) -> None:
+        self._names = {node.name for node in nodes}
+        self._endpoints = {node.endpoint: node.name for node in nodes}
+        self._spans = {(v, first): (last, node.name) for node in nodes for v, first, last in map(_span, node.subnets)}
+        self._firsts: dict[int, list[int]] = {4: [], 6: []}
+        for version, first in sorted(self._spans):
+            self._firsts[version].append(first)
+
+    def rivals(self, node: Node) -> Iterator[str]:
+        """Yield the names of all who hold something that the node would hold."""
+        if node.name in self._names:
+            yield node.name
+        if (holder := self._endpoints.get(node.endpoint)) is not None:
+            yield holder
+        for version, first, last in map(_span, node.subnets):
+            firsts = self._firsts[version]
+            at = bisect_right(firsts, last)
+            # No two overlap: who begins earlier ends earlier.
+            while at > 0 and self._spans[version, firsts[at - 1]][0] >= first:
+                at -= 1
+                yield self._spans[version, firsts[at]][1]
+
+    def change(self, rows: Difference) -> None:
+        """Bring it up to date."""
+        for node in rows.removed:
+            self._names.remove(node.name)
+            del self._endpoints[node.endpoint]
+            for version, first, _ in map(_span, node.subnets):
+                del self._spans[version, first]
+                firsts = self._firsts[version]
+                del firsts[bisect_left(firsts, first)]
+        for node in rows.added:
+            self._names.add(node.name)
+            self._endpoints[node.endpoint] = node.name
+            for version, first, last in map(_span, node.subnets):
+                self._spans[version, first] = last, node.name
+                insort(self._firsts[version], first)
 
 
 def check_name(name: str) -> None:
@@ -67,6 +154,12 @@ def overlap_with_local(networks: Iterable[Prefix], local_prefixes: Iterable[tupl
                     f"cluster range {network} overlaps {prefix} of interface {interface}: "
                     "choose another --network, or move that interface to other addresses",
                 )
+
+
+def _check_rows(nodes: tuple[Node, ...], networks: tuple[Prefix, ...], self_name: str, underlay: Endpoint) -> None:
+    _check_names(nodes)
+    _check_endpoints(nodes, networks, self_name, underlay)
+    _check_subnets(nodes, networks)
 
 
 def _check_names(nodes: tuple[Node, ...]) -> None:

@@ -5,6 +5,8 @@
     endpoint = "192.0.2.1"            # ADDR[:PORT]; the port is 6081 unless given
     subnets = ["10.32.1.0/24", "fd00:32:1::/64"]
     offload = true                    # false: its router does not know Podwire's Geneve option
+    epoch = 1                         # raise it when the node's subnets were another's meanwhile: what it sends with
+                                      # an older table is dropped; 0, the default: not looked at
 
 The watch compares `stat` every 0.4 s. Unlike inotify that cannot lose sight of the file: it may be renamed over
 (editors), swapped through a chain of symlinks (ConfigMaps), gone for a moment, or on a file system without events.
@@ -21,15 +23,16 @@ import re
 import threading
 import time
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 from router.errors import Kind, Refusal
 from router.model import Node
 from router.subnets.check import check_name
+from router.subnets.source import Listener, SourceState
 from router.values import parse_endpoint, parse_prefix
 
-_KEYS = ("name", "endpoint", "subnets", "offload")
+_KEYS = ("name", "endpoint", "subnets", "offload", "epoch")
+_MOST_EPOCH = 2**63 - 1
 _POLL_S = 0.4
 _SETTLE_S = 0.15
 """How long a changed file must stand still."""
@@ -73,6 +76,8 @@ def format_table(nodes: tuple[Node, ...]) -> str:
         lines.append(f"subnets = [{', '.join(_quoted(str(subnet)) for subnet in node.subnets)}]")
         if not node.offload:
             lines.append("offload = false")
+        if node.epoch:
+            lines.append(f"epoch = {node.epoch}")
         lines.append("")
     return "\n".join(lines)
 
@@ -85,6 +90,8 @@ class FileSource:
         self._path = path
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._confirmed_s = time.monotonic()
+        self._error = ""
         self._told = b""
         """Digest of what was last told of, good or bad."""
 
@@ -98,15 +105,15 @@ class FileSource:
         self._told = _digest(content)
         return nodes
 
-    def start(self, on_table: Callable[[tuple[Node, ...]], object], on_error: Callable[[str], object]) -> None:
-        """Watch in a daemon thread, and call back from it when the file says something new.
+    def start(self, listener: Listener) -> None:
+        """Watch in a daemon thread, and tell the listener from it when the file says something new.
 
-        A Refusal raised by `on_table` goes to `on_error`; so do a missing, unreadable or wrong file, once each.
+        A missing, unreadable or wrong file, and one that the listener refuses, are told as such, once each.
         """
         if self._thread is not None:
             raise RuntimeError("already started")
         self._stop.clear()
-        self._thread = threading.Thread(target=self._watch, args=(on_table, on_error), name="subnets-file", daemon=True)
+        self._thread = threading.Thread(target=self._watch, args=(listener,), name="subnets-file", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -116,13 +123,18 @@ class FileSource:
             self._thread.join()
             self._thread = None
 
-    def _watch(self, on_table: Callable[[tuple[Node, ...]], object], on_error: Callable[[str], object]) -> None:
+    def state(self) -> SourceState:
+        """Say how the file stands."""
+        return SourceState("file", str(self._path), not self._error, self._confirmed_s, self._error)
+
+    def _watch(self, listener: Listener) -> None:
         stamp: _Stamp | None = None  # unlike any file: what changed between `read` and now is seen
         missing_since_s: float | None = None
         while not self._stop.wait(_POLL_S):
             try:
                 now = _stamp(self._path)
                 missing_since_s = None
+                self._confirmed_s, self._error = time.monotonic(), ""
                 if now == stamp:
                     continue
                 while not self._stop.wait(_SETTLE_S) and now != (now := _stamp(self._path)):
@@ -136,28 +148,27 @@ class FileSource:
                 if missing_since_s is None:
                     missing_since_s = time.monotonic()
                 if time.monotonic() - missing_since_s >= _MISSING_S:
-                    self._tell_error(f"cannot read subnet table {self._path}: {error.strerror}", on_error)
+                    self._error = f"cannot read subnet table {self._path}: {error.strerror}"
+                    self._tell_error(self._error, listener)
                 continue
             if _digest(content) != self._told:
                 self._told = _digest(content)
-                self._tell(content, on_table, on_error)
+                self._tell(content, listener)
 
-    def _tell(
-        self, content: bytes, on_table: Callable[[tuple[Node, ...]], object], on_error: Callable[[str], object]
-    ) -> None:
+    def _tell(self, content: bytes, listener: Listener) -> None:
         try:
-            on_table(self._parse(content))
+            listener.table_changed(self._parse(content))
         except Refusal as refusal:
-            on_error(refusal.message)
+            listener.table_refused(refusal.message)
         except Exception as error:  # the watch must outlive a bug in a callback
             log.exception("subnet table %s could not be put into force", self._path)
-            on_error(f"subnet table {self._path} could not be put into force: {error!r}; see the log")
+            listener.table_refused(f"subnet table {self._path} could not be put into force: {error!r}; see the log")
 
-    def _tell_error(self, message: str, on_error: Callable[[str], object]) -> None:
+    def _tell_error(self, message: str, listener: Listener) -> None:
         digest = _digest(message.encode())
         if digest != self._told:
             self._told = digest
-            on_error(message)
+            listener.table_refused(message)
 
     def _parse(self, content: bytes) -> tuple[Node, ...]:
         try:
@@ -174,18 +185,21 @@ def _node(entry: dict[str, object]) -> Node:
     for key in _KEYS[:3]:
         if key not in entry:
             raise ValueError(f"{key} is missing")
-    name, endpoint, subnets, offload = (entry.get(key, True) for key in _KEYS)
+    name, endpoint, subnets, offload = (entry.get(key, True) for key in _KEYS[:4])
+    epoch = entry.get("epoch", 0)
     if not isinstance(name, str) or not isinstance(endpoint, str):
         raise ValueError("name and endpoint must be text in quotes")  # noqa: TRY004 — wrong text, not wrong code
     if not isinstance(subnets, list) or not all(isinstance(subnet, str) for subnet in subnets):
         raise ValueError('subnets must be a list of texts, such as ["10.32.1.0/24"]')
     if not isinstance(offload, bool):
         raise ValueError("offload must be true or false")  # noqa: TRY004
+    if not isinstance(epoch, int) or isinstance(epoch, bool) or not 0 <= epoch <= _MOST_EPOCH:
+        raise ValueError(f"epoch must be a whole number from 0 to {_MOST_EPOCH}")
     try:
         check_name(name)
     except Refusal as refusal:
         raise ValueError(refusal.message) from None
-    return Node(name, parse_endpoint(endpoint), tuple(map(parse_prefix, subnets)), offload)
+    return Node(name, parse_endpoint(endpoint), tuple(map(parse_prefix, subnets)), offload, epoch)
 
 
 def _where(text: str, path: Path, index: int, entry: dict[str, object], count: int) -> str:

@@ -6,10 +6,13 @@
    |       Virtual Network Identifier (VNI)        |    Reserved   |
    |     option class 0xFFFF       |   type 0x81   | Rsvd|   2     |
    |     flags     |  csum_offset  |          csum_start           |
-   |           frame id            |     index     |   reserved    |
+   |           frame id            |     index     |     epoch     |
 
 The option is critical (C bit, high bit of the type): who does not understand it must not deliver a packet whose
 checksum is partial (RFC 8926 section 3.5).
+
+Epoch is the sender's own, modulo 256: how often its node has taken its subnets anew. Who sends with an older one than the
+table says has lost them since, and does not know it yet.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ PROTOCOL = {4: 0x0800, 6: 0x86DD}
 
 INDEX_OFFSET = 18
 """Where the index byte stands in an encapsulated datagram."""
+EPOCH_OFFSET = 19
 FLAGS_OFFSET = 12
 
 _BASE = struct.Struct(">BBHI")
@@ -53,6 +57,12 @@ class Encapsulation(NamedTuple):
     frame_id: int = 0
     row: int = 0
     """The index on the wire: the segment's place in its train."""
+    epoch: int | None = None
+    """Of the sender, modulo 256; None without Podwire's option."""
+
+    def is_older(self, epoch: int) -> bool:
+        """Tell whether it was sent in an earlier epoch than that: behind it by serial number arithmetic (RFC 1982)."""
+        return self.epoch is not None and (self.epoch - epoch) & 0x80 != 0
 
 
 def encode(
@@ -63,11 +73,12 @@ def encode(
     csum_start: int = 0,
     frame_id: int = 0,
     index: int = 0,
+    epoch: int = 0,
 ) -> bytes:
-    """Return the 20-byte header with Podwire's option."""
+    """Return the 20-byte header with Podwire's option; `epoch` is modulo 256."""
     return _FULL.pack(
         OPTION_BYTES >> 2, 0x40, PROTOCOL[ip_version], vni << 8, _OPTION_HEAD,
-        flags, csum_offset, csum_start, frame_id, index, 0,
+        flags, csum_offset, csum_start, frame_id, index, epoch,
     )  # fmt: skip
 
 
@@ -77,24 +88,27 @@ def encode_plain(vni: int, ip_version: int) -> bytes:
 
 
 def decode(buffer: Buffer, start: int, end: int, vni: int) -> Encapsulation | DropReason:
-    """Check the header of the datagram in buffer[start:end], or say why it is dropped."""
+    """Check the header of the datagram in buffer[start:end], or say why it is dropped.
+
+    A control packet of this network is BAD_ENCAPSULATION: it holds no packet, but may be a probe (probe.py).
+    """
     if end - start < BASE_BYTES:
         return DropReason.BAD_ENCAPSULATION
     first, bits, protocol, network = _BASE.unpack_from(buffer, start)
-    if first >> 6 or bits & 0x80:  # a version not known; a control packet, of which there are none yet
+    if first >> 6:  # a version not known
         return DropReason.BAD_ENCAPSULATION
     if network >> 8 != vni:
         return DropReason.WRONG_NETWORK
     ip_version = 4 if protocol == 0x0800 else 6 if protocol == 0x86DD else 0
     header_bytes = BASE_BYTES + ((first & 0x3F) << 2)
-    if not ip_version or end - start < header_bytes:
+    if bits & 0x80 or not ip_version or end - start < header_bytes:
         return DropReason.BAD_ENCAPSULATION
     if header_bytes == BASE_BYTES:
         return Encapsulation(BASE_BYTES, ip_version)
     if header_bytes == HEADER_BYTES:
-        _, _, _, _, head, flags, csum_offset, csum_start, frame_id, index, _ = _FULL.unpack_from(buffer, start)
+        _, _, _, _, head, flags, csum_offset, csum_start, frame_id, index, epoch = _FULL.unpack_from(buffer, start)
         if head & 0xFFFFFF1F == _OPTION_HEAD:
-            return Encapsulation(HEADER_BYTES, ip_version, flags, csum_offset, csum_start, frame_id, index)
+            return Encapsulation(HEADER_BYTES, ip_version, flags, csum_offset, csum_start, frame_id, index, epoch)
     return _walk_options(buffer, start, header_bytes, ip_version)
 
 
@@ -110,8 +124,7 @@ def _walk_options(buffer: Buffer, start: int, header_bytes: int, ip_version: int
         if after > end:
             return DropReason.BAD_ENCAPSULATION
         if option_class == OPTION_CLASS and kind == OPTION_TYPE and after - at == OPTION_BYTES:
-            flags, csum_offset, csum_start, frame_id, index, _ = struct.unpack_from(">BBHHBB", buffer, at + 4)
-            found = Encapsulation(header_bytes, ip_version, flags, csum_offset, csum_start, frame_id, index)
+            found = Encapsulation(header_bytes, ip_version, *struct.unpack_from(">BBHHBB", buffer, at + 4))
         elif kind & 0x80:
             return DropReason.BAD_ENCAPSULATION
         at = after

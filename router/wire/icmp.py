@@ -21,6 +21,7 @@ _IPV4_ERRORS = {
     DropReason.NO_ROUTE: (dpkt.icmp.ICMP_UNREACH, dpkt.icmp.ICMP_UNREACH_NET),
     DropReason.WRONG_NODE: (dpkt.icmp.ICMP_UNREACH, dpkt.icmp.ICMP_UNREACH_NET),
     DropReason.NO_ATTACHMENT: (dpkt.icmp.ICMP_UNREACH, dpkt.icmp.ICMP_UNREACH_HOST),
+    DropReason.PEER_DOWN: (dpkt.icmp.ICMP_UNREACH, dpkt.icmp.ICMP_UNREACH_HOST),
     DropReason.EGRESS_DISABLED: (dpkt.icmp.ICMP_UNREACH, dpkt.icmp.ICMP_UNREACH_FILTER_PROHIB),
     DropReason.TOO_BIG: (dpkt.icmp.ICMP_UNREACH, dpkt.icmp.ICMP_UNREACH_NEEDFRAG),
     DropReason.TTL_EXPIRED: (dpkt.icmp.ICMP_TIMEXCEED, dpkt.icmp.ICMP_TIMEXCEED_INTRANS),
@@ -30,6 +31,7 @@ _IPV6_ERRORS = {
     DropReason.WRONG_NODE: (dpkt.icmp6.ICMP6_DST_UNREACH, 0),
     DropReason.EGRESS_DISABLED: (dpkt.icmp6.ICMP6_DST_UNREACH, 1),
     DropReason.NO_ATTACHMENT: (dpkt.icmp6.ICMP6_DST_UNREACH, 3),
+    DropReason.PEER_DOWN: (dpkt.icmp6.ICMP6_DST_UNREACH, 3),
     DropReason.TOO_BIG: (dpkt.icmp6.ICMP6_PACKET_TOO_BIG, 0),
     DropReason.TTL_EXPIRED: (dpkt.icmp6.ICMP6_TIME_EXCEEDED, 0),
 }

@@ -31,7 +31,7 @@ from router.wire.segment import ACK, ECE, FIN, MAX_PACKET_BYTES, PSH, U16, Shape
 _Bytes = npt.NDArray[np.uint8]
 
 _INDICES = bytes(range(256))
-_FRAME_ID_AND_INDEX = range(geneve.INDEX_OFFSET - 2, geneve.INDEX_OFFSET + 1)
+_FRAME_ID_TO_EPOCH = range(geneve.INDEX_OFFSET - 2, geneve.EPOCH_OFFSET + 1)
 
 
 class _Pattern(NamedTuple):
@@ -119,18 +119,19 @@ class Merger:
         flags = view[at + geneve.FLAGS_OFFSET :: step].tobytes()[:most]
         last = flags.find(encap.flags | geneve.LAST_SEGMENT)
         rows = last + 1 if last >= 0 else len(flags)
-        high, low, index = (view[at + place :: step].tobytes()[:rows] for place in _FRAME_ID_AND_INDEX)
+        high, low, index, epoch = (view[at + place :: step].tobytes()[:rows] for place in _FRAME_ID_TO_EPOCH)
         if (
             (flags[:last] if last >= 0 else flags).strip(flags[:1]) == b""
             and high == high[:1] * rows
             and low == low[:1] * rows
             and index == _INDICES[encap.row : encap.row + rows]
+            and epoch == epoch[:1] * rows
         ):
             return rows
         # Something was lost or reordered on the way: as far as it goes.
         for row in range(1, rows):
-            known = (high[row], low[row], index[row])
-            if known != (high[0], low[0], encap.row + row) or (flags[row] != flags[0] and row != last):
+            known = (high[row], low[row], index[row], epoch[row])
+            if known != (high[0], low[0], encap.row + row, epoch[0]) or (flags[row] != flags[0] and row != last):
                 return row
         return rows
 

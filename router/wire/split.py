@@ -50,23 +50,23 @@ class Splitter:
         self._frame_id = 0
 
     def split(
-        self, packet: memoryview, header: IpHeader, vnet: VnetHeader, shape: Shape, offload: bool = True
+        self, packet: memoryview, header: IpHeader, vnet: VnetHeader, shape: Shape, offload: bool = True, epoch: int = 0
     ) -> list[Train]:
         """Cut a super-packet checked by `gso_shape` into trains of encapsulated packets, checksums partial.
 
-        With `offload` false the datagrams are plain Geneve with finished checksums. Trains beyond the first lie in
-        buffers of their own.
+        With `offload` false the datagrams are plain Geneve with finished checksums; else they tell this node's epoch,
+        modulo 256. Trains beyond the first lie in buffers of their own.
         """
         encap_bytes = geneve.HEADER_BYTES if offload else geneve.BASE_BYTES
         rows = self._rows(encap_bytes, shape, vnet.gso_size)
         payload_bytes = len(packet) - shape.header_bytes
         per_train = rows.limit * vnet.gso_size
         if payload_bytes <= per_train:
-            return [self._train(packet, header, vnet, shape, rows, encap_bytes, 0, payload_bytes)]
+            return [self._train(packet, header, vnet, shape, rows, encap_bytes, epoch, 0, payload_bytes)]
         trains = []
         for start in range(0, payload_bytes, per_train):
             size = min(per_train, payload_bytes - start)
-            train = self._train(packet, header, vnet, shape, rows, encap_bytes, start, size)
+            train = self._train(packet, header, vnet, shape, rows, encap_bytes, epoch, start, size)
             trains.append(train._replace(datagrams=memoryview(bytes(train.datagrams))))
         return trains
 
@@ -89,7 +89,7 @@ class Splitter:
 
     def _train(
         self, packet: memoryview, header: IpHeader, vnet: VnetHeader, shape: Shape, rows: _Rows,
-        encap_bytes: int, start: int, size: int,
+        encap_bytes: int, epoch: int, start: int, size: int,
     ) -> Train:  # fmt: skip
         """Lay out the payload bytes [start, start + size) of the packet as one train."""
         step = vnet.gso_size
@@ -97,7 +97,7 @@ class Splitter:
         count = full + (tail > 0) or 1
         out = self._out
         last_at = (count - 1) * rows.row_bytes
-        first = self._encapsulation(header, shape, encap_bytes) + packet[: shape.header_bytes]
+        first = self._encapsulation(header, shape, encap_bytes, epoch) + packet[: shape.header_bytes]
         if shape.is_tcp:
             flags_at = encap_bytes + shape.l4 + 13
             flags = first[flags_at]
@@ -138,7 +138,7 @@ class Splitter:
                 )
         return Train(self._view[:end], rows.row_bytes, count)
 
-    def _encapsulation(self, header: IpHeader, shape: Shape, encap_bytes: int) -> bytearray:
+    def _encapsulation(self, header: IpHeader, shape: Shape, encap_bytes: int, epoch: int) -> bytearray:
         if encap_bytes == geneve.BASE_BYTES:
             return bytearray(geneve.encode_plain(self._vni, header.version))
         self._frame_id = (self._frame_id + 1) & 0xFFFF
@@ -150,6 +150,7 @@ class Splitter:
                 shape.csum_offset,
                 shape.l4,
                 self._frame_id,
+                epoch=epoch,
             )
         )
 

@@ -94,6 +94,10 @@ def status(config: Config) -> str:
         raise CniError(UNAVAILABLE, error.message) from None
     if not found["subnets"]:
         raise CniError(UNAVAILABLE, f"the subnet table gives node {found['node']} no subnet: no Pod can be attached")
+    lease = (found["source"] or {}).get("lease")
+    if lease is not None and not lease["held"]:
+        said = f"the lease of node {found['node']} is not held ({lease['why']}): no address is given out"
+        raise CniError(UNAVAILABLE, said)
     by_family: dict[bool, list[dict[str, Any]]] = {}
     for each in found["free_addresses"]:
         by_family.setdefault(":" in each["subnet"], []).append(each)

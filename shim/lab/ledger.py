@@ -4,6 +4,9 @@
     n1/router.pid       pid and start time of that node's router
     n1/router.log       what it said          n1/router.sock   where it listens
     n1/subnets.toml     its subnet table      n1/state/        its journal
+    store/etcd.pid      likewise etcd.log, and data/, what it keeps
+    links.json          what is wrong with links, in so far as it is
+    relay/relay.pid     while links are impaired; likewise relay.log, relay.sock
 
 Whoever changes a lab holds a flock on the directory; it is gone with the process that held it.
 """
@@ -19,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from shim.lab.errors import LabError
 from shim.lab.plan import LabPlan
@@ -122,7 +126,7 @@ class Ledger:
         try:
             content = json.loads((self.path / "lab.json").read_text())
             return LabRecord(
-                LabPlan(**content["plan"] | {"router_args": tuple(content["plan"]["router_args"])}),
+                LabPlan(**{key: _untouched(value) for key, value in content["plan"].items()}),
                 ProcessId.parse(content["maker"]) or ProcessId(0, 0),
                 content["lent"],
                 content["complete"],
@@ -136,13 +140,12 @@ class Ledger:
             raise LabError(f"{self.path}/lab.json is not a lab of this version ({error}): remove it by hand") from None
 
     def netns_of(self, place: str) -> str:
-        """Return the namespace of a Pod ("n1p1"), a node ("n1") or "outside". LabError says what there is."""
+        """Return the namespace of a Pod ("n1p1"), a node ("n1"), "store" or "outside". LabError says what there is."""
         record = self.read()
         known = {}
         if record is not None:
-            known = {node.name: node.netns for node in record.plan.nodes} | {pod.name: pod.netns for pod in record.pods}
-            if record.plan.with_outside:
-                known["outside"] = record.plan.outside_netns
+            known = {station.name: station.netns for station in record.plan.stations}
+            known |= {pod.name: pod.netns for pod in record.pods}
         if place not in known:
             raise LabError(
                 f"lab {self.name} has no Pod or node {place!r} (it has: {', '.join(known) or 'nothing yet'})"
@@ -151,10 +154,11 @@ class Ledger:
 
     def router_process(self, node: str) -> ProcessId | None:
         """Return which process is, or was, the router of a node."""
-        try:
-            return ProcessId.parse((self.node_path(node) / "router.pid").read_text())
-        except FileNotFoundError:
-            return None
+        return read_process(self.node_path(node) / "router.pid")
+
+    def processes(self) -> list[ProcessId]:
+        """Return every process that is, or was, part of the lab, by the pids it has written down."""
+        return [found for path in self.path.glob("*/*.pid") if (found := read_process(path))]
 
     def remove(self) -> None:
         """Forget the lab: the record last, so that a crash in between leaves something to go by."""
@@ -202,6 +206,19 @@ def write_whole(path: Path, content: str) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(content)
     draft.replace(path)
+
+
+def read_process(path: Path) -> ProcessId | None:
+    """Return what a file says of a process: which it is, or was. None when it was never written."""
+    try:
+        return ProcessId.parse(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _untouched(value: Any) -> Any:
+    """Undo what JSON does to a tuple."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _try_lock(fd: int) -> bool:

@@ -8,51 +8,64 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
+from shim.answers import Status
 from shim.client import Client, ClientError
-from shim.lab import netns, process
+from shim.lab import netns
 from shim.lab.errors import LabError
-from shim.lab.ledger import Ledger, write_whole
+from shim.lab.ledger import Ledger
 from shim.lab.plan import CLUSTER_V4, CLUSTER_V6, LabPlan, NodePlan
+from shim.lab.service import Service
 
-START_TIMEOUT_S = 30.0
-"""What a router gets to answer: sixteen of them may start at once on two cores."""
+START_TIMEOUT_S = 60.0
+"""What a router gets to answer: some of them may start at once on two cores."""
 _STOP_TIMEOUT_S = 10.0
-_LOG_TAIL_LINES = 6
+_ASK_TIMEOUT_S = 5.0
 
 
 class LabNode:
     """One node. Its router is started, ended and started again at will; the namespace stays."""
 
     def __init__(self, ledger: Ledger, lab_plan: LabPlan, plan: NodePlan) -> None:
-        self._ledger = ledger
-        self._child: subprocess.Popen[str] | None = None
-        self._router_args = lab_plan.router_args
+        self._lab_plan = lab_plan
         self.plan = plan
         self.name = plan.name
         self.netns = plan.netns
         self.netns_path = netns.path_of(plan.netns)
         self.endpoint = plan.endpoint
         directory = ledger.node_path(plan.name)
+        self._service = Service(f"the router of {self.name}", directory, "router", self.netns_path)
         self.socket = directory / "router.sock"
-        self.log_path = directory / "router.log"
+        self.log_path = self._service.log_path
         self.state_dir = directory / "state"
         self.subnets_path = directory / "subnets.toml"
-        self._pid_path = directory / "router.pid"
+
+    @property
+    def subnets(self) -> tuple[IPv4Network, IPv6Network]:
+        """The Pod ranges it owns; where they are leased its router is asked. LabError while there are none."""
+        if self._lab_plan.store == "file":
+            return self.plan.subnets
+        v4, v6 = sorted(map(ip_network, self._leased().subnets), key=lambda found: found.version)
+        assert isinstance(v4, IPv4Network)
+        assert isinstance(v6, IPv6Network)
+        return v4, v6
 
     @property
     def addresses(self) -> tuple[IPv4Address, IPv6Address]:
-        """The node's own overlay addresses."""
-        return self.plan.addresses
+        """The node's own overlay addresses; where subnets are leased its router is asked. LabError while there are none."""
+        if self._lab_plan.store == "file":
+            return self.plan.addresses
+        v4, v6 = sorted(map(ip_address, self._leased().node_addresses), key=lambda found: found.version)
+        assert isinstance(v4, IPv4Address)
+        assert isinstance(v6, IPv6Address)
+        return v4, v6
 
     @property
     def pid(self) -> int | None:
         """Pid of the running router, or None."""
-        found = self._ledger.router_process(self.name)
-        return found.pid if found and found.alive else None
+        return self._service.pid
 
     def client(self) -> Client:
         """Return a client of this node's router, to be used as a context manager."""
@@ -60,54 +73,45 @@ class LabNode:
 
     def start(self, *, wait: bool = True) -> None:
         """Start the router, and wait until it serves. LabError with the end of its log if it does not."""
-        if self.pid is not None:
-            raise LabError(f"the router of {self.name} runs already")
-        self._reap()
         self.state_dir.mkdir(parents=True, exist_ok=True)
-        with self.log_path.open("a") as log:
-            self._child = netns.popen(
-                self.netns_path,
-                self._command(),
-                # So that `-m router` is the code this lab is part of, installed or not.
-                cwd=Path(__file__).parents[2],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        # A crash before this line leaves a process that only its namespace betrays: `down` looks there too.
-        if found := process.ProcessId.of(self._child.pid):
-            write_whole(self._pid_path, str(found))
+        self._service.start(self._command())
         if wait:
             self.wait_ready()
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Wait until the router answers. LabError with the end of its log if it ends, or takes longer."""
+        """Wait until the router answers, and has subnets. LabError with the end of its log if it ends, or takes longer."""
         deadline_s = time.monotonic() + timeout_s
-        while True:
-            ended = self.pid is None
-            # gRPC waits a second after a refused connection; a bare connect costs nothing.
-            if not ended and self._listens():
-                with suppress(ClientError), self.client() as client:
-                    client.status()
-                    return
-            if ended:
-                raise LabError(f"the router of {self.name} ended at its start: {self.log_tail()}")
+        while not self.ready():
             if time.monotonic() > deadline_s:
-                raise LabError(f"the router of {self.name} does not answer after {timeout_s:.0f} s: {self.log_tail()}")
+                raise self.late(timeout_s)
             time.sleep(0.02)
+
+    def ready(self) -> bool:
+        """Tell whether the router answers, and has subnets. LabError with the end of its log when it has ended."""
+        if self.pid is None:
+            raise LabError(f"the router of {self.name} ended at its start: {self.log_tail()}")
+        # gRPC waits a second after a refused connection; a bare connect costs nothing.
+        if self._listens():
+            with suppress(ClientError), Client(str(self.socket), _ASK_TIMEOUT_S) as client:
+                return bool(client.status().subnets)
+        return False
+
+    def late(self, timeout_s: float) -> LabError:
+        """Return what to raise when it was not ready in time."""
+        return LabError(
+            f"the router of {self.name} does not answer after {timeout_s:.0f} s, or has no subnets: {self.log_tail()}"
+        )
 
     def stop(self) -> None:
         """Ask the router to end, and wait for it; LabError if it had to be killed."""
-        killed = self._end(_STOP_TIMEOUT_S)
-        if killed:
+        if self._service.end(_STOP_TIMEOUT_S):
             raise LabError(
                 f"the router of {self.name} did not end {_STOP_TIMEOUT_S:.0f} s after SIGTERM: {self.log_tail()}"
             )
 
     def kill9(self) -> None:
         """Kill the router as a crash would, and wait until it is gone."""
-        self._end(0)
+        self._service.end(0)
 
     def restart(self) -> None:
         """Stop the router, start it again and wait until it serves."""
@@ -123,41 +127,37 @@ class LabNode:
         return netns.popen(self.netns_path, command, **options)
 
     def log_tail(self) -> str:
-        """Return the end of the router's log on one line, and where the rest is."""
-        try:
-            lines = self.log_path.read_text(errors="replace").splitlines()
-        except FileNotFoundError:
-            lines = []
-        return " | ".join(line.strip() for line in lines[-_LOG_TAIL_LINES:] if line.strip()) or "it said nothing"
+        """Return the end of the router's log on one line."""
+        return self._service.log_tail()
 
     def _command(self) -> list[str]:
-        settings = {
+        settings: dict[str, object] = {
             "--node": self.name,
             "--underlay": self.endpoint,
-            "--subnets": self.subnets_path,
             "--socket": self.socket,
             "--state-dir": self.state_dir,
         }
+        if self._lab_plan.store == "etcd":
+            settings |= {"--etcd": self._lab_plan.store_url, "--etcd-ttl-s": self._lab_plan.etcd_ttl_s}
+        else:
+            settings["--subnets"] = self.subnets_path
         command = [sys.executable, "-m", "router", "router", "run"]
         for network in (CLUSTER_V4, CLUSTER_V6):
             command += ["--network", str(network)]
         for flag, value in settings.items():
             command += [flag, str(value)]
-        return [*command, *self._router_args]
+        return [*command, *self._lab_plan.router_args]
 
     def _listens(self) -> bool:
         with socket.socket(socket.AF_UNIX) as probe:
             return probe.connect_ex(str(self.socket)) == 0
 
-    def _end(self, grace_s: float) -> bool:
-        """End the router; return whether it had to be killed."""
-        found = self._ledger.router_process(self.name)
-        killed = process.end([found] if found else [], grace_s)
-        self._reap()
-        return bool(killed) and grace_s > 0
-
-    def _reap(self) -> None:
-        """Collect the exit status of a router this process started and that has ended."""
-        if self._child is not None:
-            self._child.wait(timeout=_STOP_TIMEOUT_S)
-            self._child = None
+    def _leased(self) -> Status:
+        try:
+            with Client(str(self.socket), _ASK_TIMEOUT_S) as client:
+                status = client.status()
+        except ClientError as error:
+            raise LabError(f"only the router of {self.name} knows what it leases: {error}") from error
+        if not status.subnets:
+            raise LabError(f"{self.name} has no subnets yet")
+        return status

@@ -46,6 +46,14 @@ class ProcessId:
         """Whether it still runs."""
         return ProcessId.of(self.pid) == self
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it is there, but a signal has stopped it (SIGSTOP)."""
+        try:
+            return self.alive and Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
+        except OSError:
+            return False
+
     def open(self) -> int | None:
         """Return a pidfd that can only mean this process, or None when it has ended."""
         try:
@@ -56,6 +64,15 @@ class ProcessId:
             return fd
         os.close(fd)
         return None
+
+
+def send(process: ProcessId, number: signal.Signals) -> None:
+    """Send a process a signal, if it is still there."""
+    if (fd := process.open()) is not None:
+        try:
+            _signal({fd: process}, number)
+        finally:
+            os.close(fd)
 
 
 def end(processes: Iterable[ProcessId], grace_s: float) -> list[ProcessId]:

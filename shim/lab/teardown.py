@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -29,13 +29,19 @@ def remove(ledger: Ledger, record: LabRecord | None) -> None:
         if record is not None:
             routers = [ledger.router_process(node.name) for node in record.plan.nodes]
             process.end([router for router in routers if router], GRACE_S)
-            # What `exec` started, and a router whose maker died before its pid was written: all were born inside.
-            for _ in range(_ROUNDS):  # again, as one that is being ended may start another
-                inside = [found for pid in netns.pids_inside(record.namespaces) if (found := ProcessId.of(pid))]
-                process.end(inside, grace_s=0)
+            process.end(ledger.processes(), grace_s=0)  # etcd, the relay: nothing of theirs is to last
+            # What `exec` started, and a process whose maker died before its pid was written: all were born inside.
+            end_inside(record.namespaces)
             for name in record.namespaces:
                 netns.delete(name)
         ledger.remove()
+
+
+def end_inside(namespaces: Collection[str]) -> None:
+    """Kill whatever runs in these namespaces."""
+    for _ in range(_ROUNDS):  # again, as one that is being ended may start another
+        inside = [found for pid in netns.pids_inside(namespaces) if (found := ProcessId.of(pid))]
+        process.end(inside, grace_s=0)
 
 
 @contextmanager

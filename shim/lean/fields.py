@@ -77,6 +77,7 @@ MESSAGES: dict[str, dict[int, tuple[str, str, bool]]] = {
         19: ("table_error", "string", False),
         20: ("peers_unreachable", "uint", False),
         21: ("unreachable", "string", True),
+        22: ("source", "SubnetSource", False),
     },
     "AttachmentKey": {
         1: ("sandbox_id", "string", False),
@@ -119,6 +120,21 @@ MESSAGES: dict[str, dict[int, tuple[str, str, bool]]] = {
     "FreeAddresses": {
         1: ("subnet", "string", False),
         2: ("free", "uint", False),
+    },
+    "SubnetSource": {
+        1: ("kind", "string", False),
+        2: ("where", "string", False),
+        3: ("connected", "bool", False),
+        4: ("confirmed_age_s", "double", False),
+        5: ("error", "string", False),
+        6: ("lease", "Lease", False),
+    },
+    "Lease": {
+        1: ("held", "bool", False),
+        2: ("epoch", "uint", False),
+        3: ("expires_in_s", "double", False),
+        4: ("reserved", "bool", False),
+        5: ("why", "string", False),
     },
 }
 """Message to field number to name, kind (a scalar, "map" of text to text, or a message) and whether it repeats."""

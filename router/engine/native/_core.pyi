@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-Counts = tuple[int, int, int, int, int, int, int, int, list[int]]
-"""Received packets, bytes, frames; delivered, tunnelled; sent packets, bytes; ICMP errors; drops by reason."""
+Counts = tuple[int, int, int, int, int, int, int, int, int, list[int]]
+"""Received packets, bytes, frames; delivered, tunnelled; sent packets, bytes; ICMP errors; control packets; drops by reason."""
 
 DROP_REASONS: list[str]
 
@@ -29,9 +29,10 @@ class Core:
         self,
         prefixes: Sequence[tuple[bytes, int, int]],
         leads: Sequence[tuple[int, int]],
-        peers: Sequence[tuple[int, int, bytes, int, bool]],
+        peers: Sequence[tuple[int, int, bytes, int, bool, int | None, bool, int]],
         egress: bool,
         node_addresses: Sequence[bytes],
+        epoch: int,
     ) -> None: ...
     def attach(
         self,

@@ -15,7 +15,7 @@ import threading
 
 from router.engine.interface import EngineCounters, EngineSettings, Host, Snapshot, Source
 from router.engine.native import _core
-from router.engine.native.slots import Slots
+from router.engine.native.slots import PeerId, Slots
 from router.engine.native.slow_path import REASONS, SlowPath
 from router.model import (
     NODE_KEY,
@@ -59,7 +59,9 @@ class NativeEngine:
         )
         self._changing = threading.RLock()
         self._ports: Slots[AttachmentKey] = Slots()
-        self._peers: Slots[NextHop] = Slots()
+        self._peers: Slots[PeerId] = Slots()
+        self._hops: dict[PeerId, NextHop] = {}
+        """What the snapshot in force says of them."""
         self._serials = itertools.count(1)
         self._slow_path = SlowPath(self._core, settings, host, self._ports, self._peers)
         self._set_routes(snapshot)
@@ -73,13 +75,17 @@ class NativeEngine:
 
     def _set_routes(self, snapshot: Snapshot) -> None:
         peers = {next_hop.endpoint: next_hop for next_hop in snapshot.peers}
-        leaving = [next_hop for next_hop in self._peers if peers.get(next_hop.endpoint) != next_hop]
+        hops: dict[PeerId, NextHop] = {}
         rows = []
-        slots: dict[NextHop, int] = {}
+        slots: dict[Endpoint, int] = {}
         for endpoint, next_hop in peers.items():
-            slot, serial = self._peers.find(next_hop) or self._peers.add(next_hop, next(self._serials))
-            rows.append((slot, serial, endpoint.address.packed, endpoint.port, next_hop.offload))
-            slots[next_hop] = slot
+            peer = PeerId.of(next_hop)
+            slot, serial = self._peers.find(peer) or self._peers.add(peer, next(self._serials))
+            epoch = next_hop.epoch & 0xFF if next_hop.epoch else None
+            known = (next_hop.offload, epoch, next_hop.up, next_hop.mtu_bytes)
+            rows.append((slot, serial, endpoint.address.packed, endpoint.port, *known))
+            slots[endpoint] = slot
+            hops[peer] = next_hop
         leads: list[tuple[int, int]] = [(0, 0)]
         prefixes = []
         numbers: dict[int, int] = {}  # by identity: to hash a hundred thousand next hops takes most of a second
@@ -87,12 +93,14 @@ class NativeEngine:
             number = numbers.get(id(value))
             if number is None:
                 number = numbers[id(value)] = len(leads)
-                leads.append((_ZONES[value], 0) if isinstance(value, Zone) else (_LEADS_TO_PEER, slots[value]))
+                leads.append((_ZONES[value], 0) if isinstance(value, Zone) else (_LEADS_TO_PEER, slots[value.endpoint]))
             prefixes.append((prefix.network_address.packed, prefix.prefixlen, number))
         node_addresses = [address.packed for address in snapshot.node_addresses]
-        self._core.replace_routes(prefixes, leads, rows, snapshot.egress, node_addresses)
-        for next_hop in leaving:  # only now: until here a thread may have meant them by their slots
-            self._peers.remove(next_hop)
+        self._core.replace_routes(prefixes, leads, rows, snapshot.egress, node_addresses, snapshot.epoch & 0xFF)
+        for peer in self._peers:  # only now: until here a thread may have meant them by their slots
+            if peer not in hops:
+                self._peers.remove(peer)
+        self._hops = hops
         self._slow_path.node_addresses = snapshot.node_addresses
 
     # Attachments
@@ -134,19 +142,19 @@ class NativeEngine:
             if isinstance(source, AttachmentKey):
                 kind, slot = _PORT, self._ports.slot(source)
             else:
-                kind, slot = _PEER, self._peers.slot(self._next_hop(source))
+                kind, slot = _PEER, self._peers.slot(self._peer(source))
             word, target = self._core.decide(bytes(packet), kind, slot)
             verdict = VerdictKind(word)
             if verdict is VerdictKind.LOCAL:
                 return Verdict(verdict, self._ports.at(target))
             if verdict is VerdictKind.TUNNEL:
-                return Verdict(verdict, self._peers.at(target))
+                return Verdict(verdict, self._hops[self._peers.at(target)])
             return Verdict(verdict, None, REASONS[target])
 
-    def _next_hop(self, endpoint: Endpoint) -> NextHop:
-        for next_hop in self._peers:
-            if next_hop.endpoint == endpoint:
-                return next_hop
+    def _peer(self, endpoint: Endpoint) -> PeerId:
+        for peer in self._peers:
+            if peer.endpoint == endpoint:
+                return peer
         raise KeyError(endpoint)
 
     # Running
@@ -183,7 +191,7 @@ class NativeEngine:
             ports, peers, strangers, gone, suppressed, restarts, socket_drops = self._core.counters()
             return EngineCounters(
                 attachments={key: _tally(ports[self._ports.slot(key)]) for key in self._ports},
-                peers={next_hop.endpoint: _tally(peers[self._peers.slot(next_hop)]) for next_hop in self._peers},
+                peers={peer.endpoint: _tally(peers[self._peers.slot(peer)]) for peer in self._peers},
                 strangers=_tally(strangers),
                 gone=_tally(gone),
                 icmp_suppressed=suppressed,
@@ -198,6 +206,6 @@ def _rate(limit: Limit | None) -> tuple[int, int] | None:
 
 def _tally(counts: _core.Counts) -> Tally:
     *numbers, drops = counts
-    received, received_bytes, frames, delivered, tunnelled, sent, sent_bytes, icmp_errors = numbers
+    received, received_bytes, frames, delivered, tunnelled, *rest = numbers
     dropped = {REASONS[number]: packets for number, packets in enumerate(drops) if packets}
-    return Tally(received, received_bytes, frames, delivered, tunnelled, dropped, sent, sent_bytes, icmp_errors)
+    return Tally(received, received_bytes, frames, delivered, tunnelled, dropped, *rest)

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
+
+from router.model import Endpoint, NextHop
 
 T = TypeVar("T")
+
+
+class PeerId(NamedTuple):
+    """Which peer it is, whatever else is known of it."""
+
+    node: str
+    endpoint: Endpoint
+
+    @classmethod
+    def of(cls, next_hop: NextHop) -> PeerId:
+        """Return whom a next hop means."""
+        return cls(next_hop.node, next_hop.endpoint)
 
 
 class Slots(Generic[T]):

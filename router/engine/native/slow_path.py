@@ -2,8 +2,7 @@
 
 refused packet     → ICMP error, if the RFCs ask for one → back to the thread, which sends it and counts it
 path too small     → the kernel's path MTU → every thread
-device, offload or
-thread that failed → the daemon
+answer to a probe  → the daemon, as are a device, an offload or a thread that failed
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from typing import Any
 
 from router.engine.interface import EngineSettings, Host
 from router.engine.native import _core
-from router.engine.native.slots import Slots
-from router.model import Address, AttachmentKey, DropReason, NextHop
+from router.engine.native.slots import PeerId, Slots
+from router.model import Address, AttachmentKey, DropReason
 from router.wire.icmp import make_error
 
 REASONS = tuple(DropReason(name) for name in _core.DROP_REASONS)
@@ -34,7 +33,7 @@ class SlowPath:
         settings: EngineSettings,
         host: Host,
         ports: Slots[AttachmentKey],
-        peers: Slots[NextHop],
+        peers: Slots[PeerId],
     ) -> None:
         self._core = core
         self._settings = settings
@@ -89,20 +88,25 @@ class SlowPath:
             self._core.emit(thread, error, kind, slot, serial)
 
     def _path(self, slot: int, serial: int) -> None:
-        next_hop = self._peers.known(slot, serial)
-        if next_hop is not None:
-            mtu_bytes = self._host.path_mtu(next_hop.endpoint) - self._settings.overhead_bytes
+        peer = self._peers.known(slot, serial)
+        if peer is not None:
+            mtu_bytes = self._host.path_mtu(peer.endpoint) - self._settings.overhead_bytes
             self._core.lower_mtu(slot, serial, max(0, mtu_bytes))
+
+    def _answered(self, slot: int, serial: int, answer: bytes, received_ns: int) -> None:
+        peer = self._peers.known(slot, serial)
+        if peer is not None:
+            self._host.probe_answered(peer.endpoint, answer, received_ns)
 
     def _lost(self, slot: int, serial: int, errno: int) -> None:
         key = self._ports.known(slot, serial)
         if key is not None:
             self._host.attachment_lost(key, os.strerror(errno))
 
-    def _offload(self, feature: str, peer: tuple[int, int] | None, errno: int) -> None:
-        next_hop = self._peers.known(*peer) if peer is not None else None
-        if next_hop is not None:
-            self._host.offload_failed(feature, f"towards {next_hop.node}: {os.strerror(errno)}")
+    def _offload(self, feature: str, party: tuple[int, int] | None, errno: int) -> None:
+        peer = self._peers.known(*party) if party is not None else None
+        if peer is not None:
+            self._host.offload_failed(feature, f"towards {peer.node}: {os.strerror(errno)}")
         else:
             self._host.offload_failed(feature, "the TUN refused 16 super-packets in a row")
 

@@ -26,7 +26,7 @@ from router.rpc.v1 import attachment_pb2 as podwire_dot_v1_dot_attachment__pb2
 from router.rpc.v1 import subnets_pb2 as podwire_dot_v1_dot_subnets__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19podwire/v1/counters.proto\x12\npodwire.v1\x1a\x1bpodwire/v1/attachment.proto\x1a\x18podwire/v1/subnets.proto\"\xb9\x02\n\x05Tally\x12\x18\n\x10received_packets\x18\x01 \x01(\x04\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x04\x12\x17\n\x0freceived_frames\x18\x03 \x01(\x04\x12\x19\n\x11\x64\x65livered_packets\x18\x04 \x01(\x04\x12\x19\n\x11tunnelled_packets\x18\x05 \x01(\x04\x12/\n\x07\x64ropped\x18\x06 \x03(\x0b\x32\x1e.podwire.v1.Tally.DroppedEntry\x12\x14\n\x0csent_packets\x18\x07 \x01(\x04\x12\x12\n\nsent_bytes\x18\x08 \x01(\x04\x12\x13\n\x0bicmp_errors\x18\t \x01(\x04\x12\x0f\n\x07\x62\x61lance\x18\n \x01(\x03\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"t\n\x12\x41ttachmentCounters\x12&\n\x03key\x18\x01 \x01(\x0b\x32\x19.podwire.v1.AttachmentKey\x12 \n\x05tally\x18\x02 \x01(\x0b\x32\x11.podwire.v1.Tally\x12\x14\n\x0ckernel_drops\x18\x03 \x01(\x04\"f\n\x0cPeerCounters\x12&\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x14.podwire.v1.Endpoint\x12\x0c\n\x04node\x18\x02 \x01(\t\x12 \n\x05tally\x18\x03 \x01(\x0b\x32\x11.podwire.v1.Tally\"\x86\x02\n\x08\x43ounters\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x33\n\x0b\x61ttachments\x18\x02 \x03(\x0b\x32\x1e.podwire.v1.AttachmentCounters\x12\'\n\x05peers\x18\x03 \x03(\x0b\x32\x18.podwire.v1.PeerCounters\x12$\n\tstrangers\x18\x04 \x01(\x0b\x32\x11.podwire.v1.Tally\x12\x1f\n\x04gone\x18\x05 \x01(\x0b\x32\x11.podwire.v1.Tally\x12\x17\n\x0ficmp_suppressed\x18\x06 \x01(\x04\x12\x14\n\x0csocket_drops\x18\x07 \x01(\x04\x12\x17\n\x0f\x65ngine_restarts\x18\x08 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19podwire/v1/counters.proto\x12\npodwire.v1\x1a\x1bpodwire/v1/attachment.proto\x1a\x18podwire/v1/subnets.proto\"\xd2\x02\n\x05Tally\x12\x18\n\x10received_packets\x18\x01 \x01(\x04\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x04\x12\x17\n\x0freceived_frames\x18\x03 \x01(\x04\x12\x19\n\x11\x64\x65livered_packets\x18\x04 \x01(\x04\x12\x19\n\x11tunnelled_packets\x18\x05 \x01(\x04\x12/\n\x07\x64ropped\x18\x06 \x03(\x0b\x32\x1e.podwire.v1.Tally.DroppedEntry\x12\x14\n\x0csent_packets\x18\x07 \x01(\x04\x12\x12\n\nsent_bytes\x18\x08 \x01(\x04\x12\x13\n\x0bicmp_errors\x18\t \x01(\x04\x12\x0f\n\x07\x62\x61lance\x18\n \x01(\x03\x12\x17\n\x0f\x63ontrol_packets\x18\x0b \x01(\x04\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"t\n\x12\x41ttachmentCounters\x12&\n\x03key\x18\x01 \x01(\x0b\x32\x19.podwire.v1.AttachmentKey\x12 \n\x05tally\x18\x02 \x01(\x0b\x32\x11.podwire.v1.Tally\x12\x14\n\x0ckernel_drops\x18\x03 \x01(\x04\"f\n\x0cPeerCounters\x12&\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x14.podwire.v1.Endpoint\x12\x0c\n\x04node\x18\x02 \x01(\t\x12 \n\x05tally\x18\x03 \x01(\x0b\x32\x11.podwire.v1.Tally\"\x86\x02\n\x08\x43ounters\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x33\n\x0b\x61ttachments\x18\x02 \x03(\x0b\x32\x1e.podwire.v1.AttachmentCounters\x12\'\n\x05peers\x18\x03 \x03(\x0b\x32\x18.podwire.v1.PeerCounters\x12$\n\tstrangers\x18\x04 \x01(\x0b\x32\x11.podwire.v1.Tally\x12\x1f\n\x04gone\x18\x05 \x01(\x0b\x32\x11.podwire.v1.Tally\x12\x17\n\x0ficmp_suppressed\x18\x06 \x01(\x04\x12\x14\n\x0csocket_drops\x18\x07 \x01(\x04\x12\x17\n\x0f\x65ngine_restarts\x18\x08 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,13 +36,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TALLY_DROPPEDENTRY']._loaded_options = None
   _globals['_TALLY_DROPPEDENTRY']._serialized_options = b'8\001'
   _globals['_TALLY']._serialized_start=97
-  _globals['_TALLY']._serialized_end=410
-  _globals['_TALLY_DROPPEDENTRY']._serialized_start=364
-  _globals['_TALLY_DROPPEDENTRY']._serialized_end=410
-  _globals['_ATTACHMENTCOUNTERS']._serialized_start=412
-  _globals['_ATTACHMENTCOUNTERS']._serialized_end=528
-  _globals['_PEERCOUNTERS']._serialized_start=530
-  _globals['_PEERCOUNTERS']._serialized_end=632
-  _globals['_COUNTERS']._serialized_start=635
-  _globals['_COUNTERS']._serialized_end=897
+  _globals['_TALLY']._serialized_end=435
+  _globals['_TALLY_DROPPEDENTRY']._serialized_start=389
+  _globals['_TALLY_DROPPEDENTRY']._serialized_end=435
+  _globals['_ATTACHMENTCOUNTERS']._serialized_start=437
+  _globals['_ATTACHMENTCOUNTERS']._serialized_end=553
+  _globals['_PEERCOUNTERS']._serialized_start=555
+  _globals['_PEERCOUNTERS']._serialized_end=657
+  _globals['_COUNTERS']._serialized_start=660
+  _globals['_COUNTERS']._serialized_end=922
 # @@protoc_insertion_point(module_scope)

@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Tally(_message.Message):
-    __slots__ = ("received_packets", "received_bytes", "received_frames", "delivered_packets", "tunnelled_packets", "dropped", "sent_packets", "sent_bytes", "icmp_errors", "balance")
+    __slots__ = ("received_packets", "received_bytes", "received_frames", "delivered_packets", "tunnelled_packets", "dropped", "sent_packets", "sent_bytes", "icmp_errors", "balance", "control_packets")
     class DroppedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,7 @@ class Tally(_message.Message):
     SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     ICMP_ERRORS_FIELD_NUMBER: _ClassVar[int]
     BALANCE_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_PACKETS_FIELD_NUMBER: _ClassVar[int]
     received_packets: int
     received_bytes: int
     received_frames: int
@@ -37,7 +38,8 @@ class Tally(_message.Message):
     sent_bytes: int
     icmp_errors: int
     balance: int
-    def __init__(self, received_packets: _Optional[int] = ..., received_bytes: _Optional[int] = ..., received_frames: _Optional[int] = ..., delivered_packets: _Optional[int] = ..., tunnelled_packets: _Optional[int] = ..., dropped: _Optional[_Mapping[str, int]] = ..., sent_packets: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., icmp_errors: _Optional[int] = ..., balance: _Optional[int] = ...) -> None: ...
+    control_packets: int
+    def __init__(self, received_packets: _Optional[int] = ..., received_bytes: _Optional[int] = ..., received_frames: _Optional[int] = ..., delivered_packets: _Optional[int] = ..., tunnelled_packets: _Optional[int] = ..., dropped: _Optional[_Mapping[str, int]] = ..., sent_packets: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., icmp_errors: _Optional[int] = ..., balance: _Optional[int] = ..., control_packets: _Optional[int] = ...) -> None: ...
 
 class AttachmentCounters(_message.Message):
     __slots__ = ("key", "tally", "kernel_drops")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from router.rpc.v1 import attachment_pb2 as podwire_dot_v1_dot_attachment__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17podwire/v1/events.proto\x12\npodwire.v1\x1a\x1bpodwire/v1/attachment.proto\"\x93\x01\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04\x61t_s\x18\x02 \x01(\x01\x12#\n\x04kind\x18\x03 \x01(\x0e\x32\x15.podwire.v1.EventKind\x12&\n\x03key\x18\x04 \x01(\x0b\x32\x19.podwire.v1.AttachmentKey\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t*\xb8\x02\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45VENT_KIND_ATTACHED\x10\x01\x12\x17\n\x13\x45VENT_KIND_DETACHED\x10\x02\x12\x1e\n\x1a\x45VENT_KIND_ATTACHMENT_LOST\x10\x03\x12\x1c\n\x18\x45VENT_KIND_TABLE_CHANGED\x10\x04\x12\x1c\n\x18\x45VENT_KIND_TABLE_REFUSED\x10\x05\x12\x1a\n\x16\x45VENT_KIND_OFFLOAD_OFF\x10\x06\x12\x1b\n\x17\x45VENT_KIND_ENGINE_ERROR\x10\x07\x12\x16\n\x12\x45VENT_KIND_STARTED\x10\x08\x12\x17\n\x13\x45VENT_KIND_STOPPING\x10\t\x12\x17\n\x13\x45VENT_KIND_RELEASED\x10\nb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17podwire/v1/events.proto\x12\npodwire.v1\x1a\x1bpodwire/v1/attachment.proto\"\x93\x01\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04\x61t_s\x18\x02 \x01(\x01\x12#\n\x04kind\x18\x03 \x01(\x0e\x32\x15.podwire.v1.EventKind\x12&\n\x03key\x18\x04 \x01(\x0b\x32\x19.podwire.v1.AttachmentKey\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t*\xda\x03\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45VENT_KIND_ATTACHED\x10\x01\x12\x17\n\x13\x45VENT_KIND_DETACHED\x10\x02\x12\x1e\n\x1a\x45VENT_KIND_ATTACHMENT_LOST\x10\x03\x12\x1c\n\x18\x45VENT_KIND_TABLE_CHANGED\x10\x04\x12\x1c\n\x18\x45VENT_KIND_TABLE_REFUSED\x10\x05\x12\x1a\n\x16\x45VENT_KIND_OFFLOAD_OFF\x10\x06\x12\x1b\n\x17\x45VENT_KIND_ENGINE_ERROR\x10\x07\x12\x16\n\x12\x45VENT_KIND_STARTED\x10\x08\x12\x17\n\x13\x45VENT_KIND_STOPPING\x10\t\x12\x17\n\x13\x45VENT_KIND_RELEASED\x10\n\x12\x1a\n\x16\x45VENT_KIND_LEASE_TAKEN\x10\x0b\x12\x19\n\x15\x45VENT_KIND_LEASE_LOST\x10\x0c\x12\x1a\n\x16\x45VENT_KIND_SOURCE_LOST\x10\r\x12\x1b\n\x17\x45VENT_KIND_SOURCE_FOUND\x10\x0e\x12\x18\n\x14\x45VENT_KIND_PEER_DOWN\x10\x0f\x12\x16\n\x12\x45VENT_KIND_PEER_UP\x10\x10\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,7 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'podwire.v1.events_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVENTKIND']._serialized_start=219
-  _globals['_EVENTKIND']._serialized_end=531
+  _globals['_EVENTKIND']._serialized_end=693
   _globals['_EVENT']._serialized_start=69
   _globals['_EVENT']._serialized_end=216
 # @@protoc_insertion_point(module_scope)

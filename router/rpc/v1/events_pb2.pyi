@@ -20,6 +20,12 @@ class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EVENT_KIND_STARTED: _ClassVar[EventKind]
     EVENT_KIND_STOPPING: _ClassVar[EventKind]
     EVENT_KIND_RELEASED: _ClassVar[EventKind]
+    EVENT_KIND_LEASE_TAKEN: _ClassVar[EventKind]
+    EVENT_KIND_LEASE_LOST: _ClassVar[EventKind]
+    EVENT_KIND_SOURCE_LOST: _ClassVar[EventKind]
+    EVENT_KIND_SOURCE_FOUND: _ClassVar[EventKind]
+    EVENT_KIND_PEER_DOWN: _ClassVar[EventKind]
+    EVENT_KIND_PEER_UP: _ClassVar[EventKind]
 EVENT_KIND_UNSPECIFIED: EventKind
 EVENT_KIND_ATTACHED: EventKind
 EVENT_KIND_DETACHED: EventKind
@@ -31,6 +37,12 @@ EVENT_KIND_ENGINE_ERROR: EventKind
 EVENT_KIND_STARTED: EventKind
 EVENT_KIND_STOPPING: EventKind
 EVENT_KIND_RELEASED: EventKind
+EVENT_KIND_LEASE_TAKEN: EventKind
+EVENT_KIND_LEASE_LOST: EventKind
+EVENT_KIND_SOURCE_LOST: EventKind
+EVENT_KIND_SOURCE_FOUND: EventKind
+EVENT_KIND_PEER_DOWN: EventKind
+EVENT_KIND_PEER_UP: EventKind
 
 class Event(_message.Message):
     __slots__ = ("sequence", "at_s", "kind", "key", "node", "message")

@@ -25,11 +25,12 @@ _sym_db = _symbol_database.Default()
 from router.rpc.v1 import attachment_pb2 as podwire_dot_v1_dot_attachment__pb2
 from router.rpc.v1 import counters_pb2 as podwire_dot_v1_dot_counters__pb2
 from router.rpc.v1 import events_pb2 as podwire_dot_v1_dot_events__pb2
+from router.rpc.v1 import peers_pb2 as podwire_dot_v1_dot_peers__pb2
 from router.rpc.v1 import status_pb2 as podwire_dot_v1_dot_status__pb2
 from router.rpc.v1 import subnets_pb2 as podwire_dot_v1_dot_subnets__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17podwire/v1/router.proto\x12\npodwire.v1\x1a\x1bpodwire/v1/attachment.proto\x1a\x19podwire/v1/counters.proto\x1a\x17podwire/v1/events.proto\x1a\x17podwire/v1/status.proto\x1a\x18podwire/v1/subnets.proto\"\xc4\x02\n\rAttachRequest\x12&\n\x03key\x18\x01 \x01(\x0b\x32\x19.podwire.v1.AttachmentKey\x12\x12\n\nnetns_path\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x11\n\tmtu_bytes\x18\x04 \x01(\r\x12\x35\n\x06labels\x18\x05 \x03(\x0b\x32%.podwire.v1.AttachRequest.LabelsEntry\x12\r\n\x05owner\x18\x06 \x01(\t\x12&\n\x05ports\x18\x07 \x03(\x0b\x32\x17.podwire.v1.PortMapping\x12\"\n\x06limits\x18\x08 \x01(\x0b\x32\x12.podwire.v1.Limits\x12\x10\n\x08\x62\x65gan_ns\x18\t \x01(\x04\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"<\n\x0e\x41ttachResponse\x12*\n\nattachment\x18\x01 \x01(\x0b\x32\x16.podwire.v1.Attachment\"7\n\rDetachRequest\x12&\n\x03key\x18\x01 \x01(\x0b\x32\x19.podwire.v1.AttachmentKey\"\"\n\x0e\x44\x65tachResponse\x12\x10\n\x08\x64\x65tached\x18\x01 \x01(\x08\"W\n\x0bSyncRequest\x12\'\n\x04live\x18\x01 \x03(\x0b\x32\x19.podwire.v1.AttachmentKey\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x10\n\x08\x61s_of_ns\x18\x03 \x01(\x04\"m\n\x0c\x43heckRequest\x12&\n\x03key\x18\x01 \x01(\x0b\x32\x19.podwire.v1.AttachmentKey\x12\x12\n\nnetns_path\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x0e\n\x06routes\x18\x04 \x03(\t\";\n\rCheckResponse\x12*\n\nattachment\x18\x01 \x01(\x0b\x32\x16.podwire.v1.Attachment\";\n\x0cSyncResponse\x12+\n\x08released\x18\x01 \x03(\x0b\x32\x19.podwire.v1.AttachmentKey\"\x18\n\x16ListAttachmentsRequest\"F\n\x17ListAttachmentsResponse\x12+\n\x0b\x61ttachments\x18\x01 \x03(\x0b\x32\x16.podwire.v1.Attachment\"\x14\n\x12ListSubnetsRequest\"l\n\x15ReplaceSubnetsRequest\x12\x1f\n\x05nodes\x18\x01 \x03(\x0b\x32\x10.podwire.v1.Node\x12\x1d\n\x10\x65xpected_version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"6\n\x14UpsertSubnetsRequest\x12\x1e\n\x04node\x18\x01 \x01(\x0b\x32\x10.podwire.v1.Node\"$\n\x14RemoveSubnetsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13WatchSubnetsRequest\"\x14\n\x12GetCountersRequest\"\x12\n\x10GetStatusRequest\"W\n\x12WatchEventsRequest\x12\x1b\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\tno_follow\x18\x02 \x01(\x08\x42\x11\n\x0f_after_sequence2\xa2\x07\n\x06Router\x12?\n\x06\x41ttach\x12\x19.podwire.v1.AttachRequest\x1a\x1a.podwire.v1.AttachResponse\x12?\n\x06\x44\x65tach\x12\x19.podwire.v1.DetachRequest\x1a\x1a.podwire.v1.DetachResponse\x12\x39\n\x04Sync\x12\x17.podwire.v1.SyncRequest\x1a\x18.podwire.v1.SyncResponse\x12<\n\x05\x43heck\x12\x18.podwire.v1.CheckRequest\x1a\x19.podwire.v1.CheckResponse\x12Z\n\x0fListAttachments\x12\".podwire.v1.ListAttachmentsRequest\x1a#.podwire.v1.ListAttachmentsResponse\x12\x46\n\x0bListSubnets\x12\x1e.podwire.v1.ListSubnetsRequest\x1a\x17.podwire.v1.SubnetTable\x12L\n\x0eReplaceSubnets\x12!.podwire.v1.ReplaceSubnetsRequest\x1a\x17.podwire.v1.SubnetTable\x12J\n\rUpsertSubnets\x12 .podwire.v1.UpsertSubnetsRequest\x1a\x17.podwire.v1.SubnetTable\x12J\n\rRemoveSubnets\x12 .podwire.v1.RemoveSubnetsRequest\x1a\x17.podwire.v1.SubnetTable\x12K\n\x0cWatchSubnets\x12\x1f.podwire.v1.WatchSubnetsRequest\x1a\x18.podwire.v1.SubnetChange0\x01\x12\x43\n\x0bGetCounters\x12\x1e.podwire.v1.GetCountersRequest\x1a\x14.podwire.v1.Counters\x12=\n\tGetStatus\x12\x1c.podwire.v1.GetStatusRequest\x1a\x12.podwire.v1.Status\x12\x42\n\x0bWatchEvents\x12\x1e.podwire.v1.WatchEventsRequest\x1a\x11.podwire.v1.Event0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17podwire/v1/router.proto\x12\npodwire.v1\x1a\x1bpodwire/v1/attachment.proto\x1a\x19podwire/v1/counters.proto\x1a\x17podwire/v1/events.proto\x1a\x16podwire/v1/peers.proto\x1a\x17podwire/v1/status.proto\x1a\x18podwire/v1/subnets.proto\"\xc4\x02\n\rAttachRequest\x12&\n\x03key\x18\x01 \x01(\x0b\x32\x19.podwire.v1.AttachmentKey\x12\x12\n\nnetns_path\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x11\n\tmtu_bytes\x18\x04 \x01(\r\x12\x35\n\x06labels\x18\x05 \x03(\x0b\x32%.podwire.v1.AttachRequest.LabelsEntry\x12\r\n\x05owner\x18\x06 \x01(\t\x12&\n\x05ports\x18\x07 \x03(\x0b\x32\x17.podwire.v1.PortMapping\x12\"\n\x06limits\x18\x08 \x01(\x0b\x32\x12.podwire.v1.Limits\x12\x10\n\x08\x62\x65gan_ns\x18\t \x01(\x04\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"<\n\x0e\x41ttachResponse\x12*\n\nattachment\x18\x01 \x01(\x0b\x32\x16.podwire.v1.Attachment\"7\n\rDetachRequest\x12&\n\x03key\x18\x01 \x01(\x0b\x32\x19.podwire.v1.AttachmentKey\"\"\n\x0e\x44\x65tachResponse\x12\x10\n\x08\x64\x65tached\x18\x01 \x01(\x08\"W\n\x0bSyncRequest\x12\'\n\x04live\x18\x01 \x03(\x0b\x32\x19.podwire.v1.AttachmentKey\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x10\n\x08\x61s_of_ns\x18\x03 \x01(\x04\"m\n\x0c\x43heckRequest\x12&\n\x03key\x18\x01 \x01(\x0b\x32\x19.podwire.v1.AttachmentKey\x12\x12\n\nnetns_path\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x0e\n\x06routes\x18\x04 \x03(\t\";\n\rCheckResponse\x12*\n\nattachment\x18\x01 \x01(\x0b\x32\x16.podwire.v1.Attachment\";\n\x0cSyncResponse\x12+\n\x08released\x18\x01 \x03(\x0b\x32\x19.podwire.v1.AttachmentKey\"\x18\n\x16ListAttachmentsRequest\"F\n\x17ListAttachmentsResponse\x12+\n\x0b\x61ttachments\x18\x01 \x03(\x0b\x32\x16.podwire.v1.Attachment\"\x14\n\x12ListSubnetsRequest\"l\n\x15ReplaceSubnetsRequest\x12\x1f\n\x05nodes\x18\x01 \x03(\x0b\x32\x10.podwire.v1.Node\x12\x1d\n\x10\x65xpected_version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"6\n\x14UpsertSubnetsRequest\x12\x1e\n\x04node\x18\x01 \x01(\x0b\x32\x10.podwire.v1.Node\"$\n\x14RemoveSubnetsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x12\n\x10ListPeersRequest\"E\n\x11ListPeersResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x1f\n\x05peers\x18\x02 \x03(\x0b\x32\x10.podwire.v1.Peer\"\x15\n\x13WatchSubnetsRequest\"\x14\n\x12GetCountersRequest\"\x12\n\x10GetStatusRequest\"W\n\x12WatchEventsRequest\x12\x1b\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\tno_follow\x18\x02 \x01(\x08\x42\x11\n\x0f_after_sequence2\xec\x07\n\x06Router\x12?\n\x06\x41ttach\x12\x19.podwire.v1.AttachRequest\x1a\x1a.podwire.v1.AttachResponse\x12?\n\x06\x44\x65tach\x12\x19.podwire.v1.DetachRequest\x1a\x1a.podwire.v1.DetachResponse\x12\x39\n\x04Sync\x12\x17.podwire.v1.SyncRequest\x1a\x18.podwire.v1.SyncResponse\x12<\n\x05\x43heck\x12\x18.podwire.v1.CheckRequest\x1a\x19.podwire.v1.CheckResponse\x12Z\n\x0fListAttachments\x12\".podwire.v1.ListAttachmentsRequest\x1a#.podwire.v1.ListAttachmentsResponse\x12\x46\n\x0bListSubnets\x12\x1e.podwire.v1.ListSubnetsRequest\x1a\x17.podwire.v1.SubnetTable\x12L\n\x0eReplaceSubnets\x12!.podwire.v1.ReplaceSubnetsRequest\x1a\x17.podwire.v1.SubnetTable\x12J\n\rUpsertSubnets\x12 .podwire.v1.UpsertSubnetsRequest\x1a\x17.podwire.v1.SubnetTable\x12J\n\rRemoveSubnets\x12 .podwire.v1.RemoveSubnetsRequest\x1a\x17.podwire.v1.SubnetTable\x12K\n\x0cWatchSubnets\x12\x1f.podwire.v1.WatchSubnetsRequest\x1a\x18.podwire.v1.SubnetChange0\x01\x12H\n\tListPeers\x12\x1c.podwire.v1.ListPeersRequest\x1a\x1d.podwire.v1.ListPeersResponse\x12\x43\n\x0bGetCounters\x12\x1e.podwire.v1.GetCountersRequest\x1a\x14.podwire.v1.Counters\x12=\n\tGetStatus\x12\x1c.podwire.v1.GetStatusRequest\x1a\x12.podwire.v1.Status\x12\x42\n\x0bWatchEvents\x12\x1e.podwire.v1.WatchEventsRequest\x1a\x11.podwire.v1.Event0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,44 +39,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ATTACHREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_ATTACHREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_ATTACHREQUEST']._serialized_start=172
-  _globals['_ATTACHREQUEST']._serialized_end=496
-  _globals['_ATTACHREQUEST_LABELSENTRY']._serialized_start=451
-  _globals['_ATTACHREQUEST_LABELSENTRY']._serialized_end=496
-  _globals['_ATTACHRESPONSE']._serialized_start=498
-  _globals['_ATTACHRESPONSE']._serialized_end=558
-  _globals['_DETACHREQUEST']._serialized_start=560
-  _globals['_DETACHREQUEST']._serialized_end=615
-  _globals['_DETACHRESPONSE']._serialized_start=617
-  _globals['_DETACHRESPONSE']._serialized_end=651
-  _globals['_SYNCREQUEST']._serialized_start=653
-  _globals['_SYNCREQUEST']._serialized_end=740
-  _globals['_CHECKREQUEST']._serialized_start=742
-  _globals['_CHECKREQUEST']._serialized_end=851
-  _globals['_CHECKRESPONSE']._serialized_start=853
-  _globals['_CHECKRESPONSE']._serialized_end=912
-  _globals['_SYNCRESPONSE']._serialized_start=914
-  _globals['_SYNCRESPONSE']._serialized_end=973
-  _globals['_LISTATTACHMENTSREQUEST']._serialized_start=975
-  _globals['_LISTATTACHMENTSREQUEST']._serialized_end=999
-  _globals['_LISTATTACHMENTSRESPONSE']._serialized_start=1001
-  _globals['_LISTATTACHMENTSRESPONSE']._serialized_end=1071
-  _globals['_LISTSUBNETSREQUEST']._serialized_start=1073
-  _globals['_LISTSUBNETSREQUEST']._serialized_end=1093
-  _globals['_REPLACESUBNETSREQUEST']._serialized_start=1095
-  _globals['_REPLACESUBNETSREQUEST']._serialized_end=1203
-  _globals['_UPSERTSUBNETSREQUEST']._serialized_start=1205
-  _globals['_UPSERTSUBNETSREQUEST']._serialized_end=1259
-  _globals['_REMOVESUBNETSREQUEST']._serialized_start=1261
-  _globals['_REMOVESUBNETSREQUEST']._serialized_end=1297
-  _globals['_WATCHSUBNETSREQUEST']._serialized_start=1299
-  _globals['_WATCHSUBNETSREQUEST']._serialized_end=1320
-  _globals['_GETCOUNTERSREQUEST']._serialized_start=1322
-  _globals['_GETCOUNTERSREQUEST']._serialized_end=1342
-  _globals['_GETSTATUSREQUEST']._serialized_start=1344
-  _globals['_GETSTATUSREQUEST']._serialized_end=1362
-  _globals['_WATCHEVENTSREQUEST']._serialized_start=1364
-  _globals['_WATCHEVENTSREQUEST']._serialized_end=1451
-  _globals['_ROUTER']._serialized_start=1454
-  _globals['_ROUTER']._serialized_end=2384
+  _globals['_ATTACHREQUEST']._serialized_start=196
+  _globals['_ATTACHREQUEST']._serialized_end=520
+  _globals['_ATTACHREQUEST_LABELSENTRY']._serialized_start=475
+  _globals['_ATTACHREQUEST_LABELSENTRY']._serialized_end=520
+  _globals['_ATTACHRESPONSE']._serialized_start=522
+  _globals['_ATTACHRESPONSE']._serialized_end=582
+  _globals['_DETACHREQUEST']._serialized_start=584
+  _globals['_DETACHREQUEST']._serialized_end=639
+  _globals['_DETACHRESPONSE']._serialized_start=641
+  _globals['_DETACHRESPONSE']._serialized_end=675
+  _globals['_SYNCREQUEST']._serialized_start=677
+  _globals['_SYNCREQUEST']._serialized_end=764
+  _globals['_CHECKREQUEST']._serialized_start=766
+  _globals['_CHECKREQUEST']._serialized_end=875
+  _globals['_CHECKRESPONSE']._serialized_start=877
+  _globals['_CHECKRESPONSE']._serialized_end=936
+  _globals['_SYNCRESPONSE']._serialized_start=938
+  _globals['_SYNCRESPONSE']._serialized_end=997
+  _globals['_LISTATTACHMENTSREQUEST']._serialized_start=999
+  _globals['_LISTATTACHMENTSREQUEST']._serialized_end=1023
+  _globals['_LISTATTACHMENTSRESPONSE']._serialized_start=1025
+  _globals['_LISTATTACHMENTSRESPONSE']._serialized_end=1095
+  _globals['_LISTSUBNETSREQUEST']._serialized_start=1097
+  _globals['_LISTSUBNETSREQUEST']._serialized_end=1117
+  _globals['_REPLACESUBNETSREQUEST']._serialized_start=1119
+  _globals['_REPLACESUBNETSREQUEST']._serialized_end=1227
+  _globals['_UPSERTSUBNETSREQUEST']._serialized_start=1229
+  _globals['_UPSERTSUBNETSREQUEST']._serialized_end=1283
+  _globals['_REMOVESUBNETSREQUEST']._serialized_start=1285
+  _globals['_REMOVESUBNETSREQUEST']._serialized_end=1321
+  _globals['_LISTPEERSREQUEST']._serialized_start=1323
+  _globals['_LISTPEERSREQUEST']._serialized_end=1341
+  _globals['_LISTPEERSRESPONSE']._serialized_start=1343
+  _globals['_LISTPEERSRESPONSE']._serialized_end=1412
+  _globals['_WATCHSUBNETSREQUEST']._serialized_start=1414
+  _globals['_WATCHSUBNETSREQUEST']._serialized_end=1435
+  _globals['_GETCOUNTERSREQUEST']._serialized_start=1437
+  _globals['_GETCOUNTERSREQUEST']._serialized_end=1457
+  _globals['_GETSTATUSREQUEST']._serialized_start=1459
+  _globals['_GETSTATUSREQUEST']._serialized_end=1477
+  _globals['_WATCHEVENTSREQUEST']._serialized_start=1479
+  _globals['_WATCHEVENTSREQUEST']._serialized_end=1566
+  _globals['_ROUTER']._serialized_start=1569
+  _globals['_ROUTER']._serialized_end=2573
 # @@protoc_insertion_point(module_scope)

@@ -1,6 +1,7 @@
 from router.rpc.v1 import attachment_pb2 as _attachment_pb2
 from router.rpc.v1 import counters_pb2 as _counters_pb2
 from router.rpc.v1 import events_pb2 as _events_pb2
+from router.rpc.v1 import peers_pb2 as _peers_pb2
 from router.rpc.v1 import status_pb2 as _status_pb2
 from router.rpc.v1 import subnets_pb2 as _subnets_pb2
 from google.protobuf.internal import containers as _containers
@@ -125,6 +126,18 @@ class RemoveSubnetsRequest(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     name: str
     def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ListPeersRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListPeersResponse(_message.Message):
+    __slots__ = ("version", "peers")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    peers: _containers.RepeatedCompositeFieldContainer[_peers_pb2.Peer]
+    def __init__(self, version: _Optional[int] = ..., peers: _Optional[_Iterable[_Union[_peers_pb2.Peer, _Mapping]]] = ...) -> None: ...
 
 class WatchSubnetsRequest(_message.Message):
     __slots__ = ()

@@ -98,6 +98,11 @@ class RouterStub:
                 request_serializer=podwire_dot_v1_dot_router__pb2.WatchSubnetsRequest.SerializeToString,
                 response_deserializer=podwire_dot_v1_dot_subnets__pb2.SubnetChange.FromString,
                 _registered_method=True)
+        self.ListPeers = channel.unary_unary(
+                '/podwire.v1.Router/ListPeers',
+                request_serializer=podwire_dot_v1_dot_router__pb2.ListPeersRequest.SerializeToString,
+                response_deserializer=podwire_dot_v1_dot_router__pb2.ListPeersResponse.FromString,
+                _registered_method=True)
         self.GetCounters = channel.unary_unary(
                 '/podwire.v1.Router/GetCounters',
                 request_serializer=podwire_dot_v1_dot_router__pb2.GetCountersRequest.SerializeToString,
@@ -176,7 +181,7 @@ class RouterServicer:
     def ReplaceSubnets(self, request, context):
         """Put a whole new subnet table in force, and answer with it. Refused with both offenders named when two nodes share a
         name, an endpoint or a part of a subnet; then the old table stays in force. This and the two calls below are
-        FAILED_PRECONDITION when the router takes its table from a file (--subnets).
+        FAILED_PRECONDITION when the router takes its table from elsewhere (--subnets, --etcd, --kubernetes).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -198,6 +203,13 @@ class RouterServicer:
 
     def WatchSubnets(self, request, context):
         """Stream the subnet table: the whole of it at once, then each change. Ends with UNAVAILABLE when the router stops.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPeers(self, request, context):
+        """List all peers: the other nodes, how they answer, and what went to and fro.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -276,6 +288,11 @@ def add_RouterServicer_to_server(servicer, server):
                     servicer.WatchSubnets,
                     request_deserializer=podwire_dot_v1_dot_router__pb2.WatchSubnetsRequest.FromString,
                     response_serializer=podwire_dot_v1_dot_subnets__pb2.SubnetChange.SerializeToString,
+            ),
+            'ListPeers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPeers,
+                    request_deserializer=podwire_dot_v1_dot_router__pb2.ListPeersRequest.FromString,
+                    response_serializer=podwire_dot_v1_dot_router__pb2.ListPeersResponse.SerializeToString,
             ),
             'GetCounters': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCounters,
@@ -573,6 +590,33 @@ class Router:
             '/podwire.v1.Router/WatchSubnets',
             podwire_dot_v1_dot_router__pb2.WatchSubnetsRequest.SerializeToString,
             podwire_dot_v1_dot_subnets__pb2.SubnetChange.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPeers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/podwire.v1.Router/ListPeers',
+            podwire_dot_v1_dot_router__pb2.ListPeersRequest.SerializeToString,
+            podwire_dot_v1_dot_router__pb2.ListPeersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -31,8 +31,38 @@ class FreeAddresses(_message.Message):
     free: int
     def __init__(self, subnet: _Optional[str] = ..., free: _Optional[int] = ...) -> None: ...
 
+class Lease(_message.Message):
+    __slots__ = ("held", "epoch", "expires_in_s", "reserved", "why")
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_IN_S_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    held: bool
+    epoch: int
+    expires_in_s: float
+    reserved: bool
+    why: str
+    def __init__(self, held: _Optional[bool] = ..., epoch: _Optional[int] = ..., expires_in_s: _Optional[float] = ..., reserved: _Optional[bool] = ..., why: _Optional[str] = ...) -> None: ...
+
+class SubnetSource(_message.Message):
+    __slots__ = ("kind", "where", "connected", "confirmed_age_s", "error", "lease")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    WHERE_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    CONFIRMED_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    where: str
+    connected: bool
+    confirmed_age_s: float
+    error: str
+    lease: Lease
+    def __init__(self, kind: _Optional[str] = ..., where: _Optional[str] = ..., connected: _Optional[bool] = ..., confirmed_age_s: _Optional[float] = ..., error: _Optional[str] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ...) -> None: ...
+
 class Status(_message.Message):
-    __slots__ = ("node", "engine", "version", "started_at_s", "networks", "subnets", "node_addresses", "endpoint", "mtu_bytes", "vni", "offloads", "notes", "attachments", "peers", "table_version", "table_age_s", "free_addresses", "resident_bytes", "table_error", "peers_unreachable", "unreachable")
+    __slots__ = ("node", "engine", "version", "started_at_s", "networks", "subnets", "node_addresses", "endpoint", "mtu_bytes", "vni", "offloads", "notes", "attachments", "peers", "table_version", "table_age_s", "free_addresses", "resident_bytes", "table_error", "peers_unreachable", "unreachable", "source")
     NODE_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +84,7 @@ class Status(_message.Message):
     TABLE_ERROR_FIELD_NUMBER: _ClassVar[int]
     PEERS_UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
     UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     node: str
     engine: str
     version: str
@@ -75,4 +106,5 @@ class Status(_message.Message):
     table_error: str
     peers_unreachable: int
     unreachable: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, node: _Optional[str] = ..., engine: _Optional[str] = ..., version: _Optional[str] = ..., started_at_s: _Optional[float] = ..., networks: _Optional[_Iterable[str]] = ..., subnets: _Optional[_Iterable[str]] = ..., node_addresses: _Optional[_Iterable[str]] = ..., endpoint: _Optional[_Union[_subnets_pb2.Endpoint, _Mapping]] = ..., mtu_bytes: _Optional[int] = ..., vni: _Optional[int] = ..., offloads: _Optional[_Union[Offloads, _Mapping]] = ..., notes: _Optional[_Iterable[str]] = ..., attachments: _Optional[int] = ..., peers: _Optional[int] = ..., table_version: _Optional[int] = ..., table_age_s: _Optional[float] = ..., free_addresses: _Optional[_Iterable[_Union[FreeAddresses, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., table_error: _Optional[str] = ..., peers_unreachable: _Optional[int] = ..., unreachable: _Optional[_Iterable[str]] = ...) -> None: ...
+    source: SubnetSource
+    def __init__(self, node: _Optional[str] = ..., engine: _Optional[str] = ..., version: _Optional[str] = ..., started_at_s: _Optional[float] = ..., networks: _Optional[_Iterable[str]] = ..., subnets: _Optional[_Iterable[str]] = ..., node_addresses: _Optional[_Iterable[str]] = ..., endpoint: _Optional[_Union[_subnets_pb2.Endpoint, _Mapping]] = ..., mtu_bytes: _Optional[int] = ..., vni: _Optional[int] = ..., offloads: _Optional[_Union[Offloads, _Mapping]] = ..., notes: _Optional[_Iterable[str]] = ..., attachments: _Optional[int] = ..., peers: _Optional[int] = ..., table_version: _Optional[int] = ..., table_age_s: _Optional[float] = ..., free_addresses: _Optional[_Iterable[_Union[FreeAddresses, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., table_error: _Optional[str] = ..., peers_unreachable: _Optional[int] = ..., unreachable: _Optional[_Iterable[str]] = ..., source: _Optional[_Union[SubnetSource, _Mapping]] = ...) -> None: ...

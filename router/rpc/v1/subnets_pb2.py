@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18podwire/v1/subnets.proto\x12\npodwire.v1\")\n\x08\x45ndpoint\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"o\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x14.podwire.v1.Endpoint\x12\x0f\n\x07subnets\x18\x03 \x03(\t\x12\x14\n\x07offload\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\n\n\x08_offload\"?\n\x0bSubnetTable\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x1f\n\x05nodes\x18\x02 \x03(\x0b\x32\x10.podwire.v1.Node\"c\n\x0cSubnetChange\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05whole\x18\x02 \x01(\x08\x12\"\n\x08upserted\x18\x03 \x03(\x0b\x32\x10.podwire.v1.Node\x12\x0f\n\x07removed\x18\x04 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18podwire/v1/subnets.proto\x12\npodwire.v1\")\n\x08\x45ndpoint\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"~\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x14.podwire.v1.Endpoint\x12\x0f\n\x07subnets\x18\x03 \x03(\t\x12\x14\n\x07offload\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x42\n\n\x08_offload\"?\n\x0bSubnetTable\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x1f\n\x05nodes\x18\x02 \x03(\x0b\x32\x10.podwire.v1.Node\"c\n\x0cSubnetChange\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05whole\x18\x02 \x01(\x08\x12\"\n\x08upserted\x18\x03 \x03(\x0b\x32\x10.podwire.v1.Node\x12\x0f\n\x07removed\x18\x04 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,9 +34,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENDPOINT']._serialized_start=40
   _globals['_ENDPOINT']._serialized_end=81
   _globals['_NODE']._serialized_start=83
-  _globals['_NODE']._serialized_end=194
-  _globals['_SUBNETTABLE']._serialized_start=196
-  _globals['_SUBNETTABLE']._serialized_end=259
-  _globals['_SUBNETCHANGE']._serialized_start=261
-  _globals['_SUBNETCHANGE']._serialized_end=360
+  _globals['_NODE']._serialized_end=209
+  _globals['_SUBNETTABLE']._serialized_start=211
+  _globals['_SUBNETTABLE']._serialized_end=274
+  _globals['_SUBNETCHANGE']._serialized_start=276
+  _globals['_SUBNETCHANGE']._serialized_end=375
 # @@protoc_insertion_point(module_scope)

@@ -15,16 +15,18 @@ class Endpoint(_message.Message):
     def __init__(self, address: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("name", "endpoint", "subnets", "offload")
+    __slots__ = ("name", "endpoint", "subnets", "offload", "epoch")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     SUBNETS_FIELD_NUMBER: _ClassVar[int]
     OFFLOAD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     name: str
     endpoint: Endpoint
     subnets: _containers.RepeatedScalarFieldContainer[str]
     offload: bool
-    def __init__(self, name: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., subnets: _Optional[_Iterable[str]] = ..., offload: _Optional[bool] = ...) -> None: ...
+    epoch: int
+    def __init__(self, name: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., subnets: _Optional[_Iterable[str]] = ..., offload: _Optional[bool] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class SubnetTable(_message.Message):
     __slots__ = ("version", "nodes")

@@ -44,7 +44,7 @@ impl Place {
             return Some(slot);
         }
         let slot = self.routes.by_host.get(&from.ip()).copied().flatten()?;
-        self.peer(slot).filter(|peer| !peer.offload).map(|_| slot)
+        self.peer(slot).filter(|peer| !peer.known.offload).map(|_| slot)
     }
 
     /// Decide by source and destination.
@@ -79,6 +79,9 @@ impl Place {
             Leads::Peer(_) if from_peer => Way::Reject(DropReason::WrongNode),
             // The peer would take it for an intruder: its source lies in no subnet of ours.
             Leads::Peer(_) if from_node && !own.contains(&src) => Way::Drop(DropReason::SpoofedSource),
+            Leads::Peer(slot) if self.peer(slot).is_some_and(|peer| !peer.known.up) => {
+                Way::Reject(DropReason::PeerDown)
+            }
             Leads::Peer(slot) => Way::Tunnel(slot),
             Leads::OwnSubnet => Way::Reject(DropReason::NoAttachment),
             Leads::Nowhere if !from_peer && !from_node => match self.holders.node {

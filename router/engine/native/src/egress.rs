@@ -191,7 +191,7 @@ impl<K: Kernel> Forwarder<K> {
                 self.send_super_packet(slot, space, frame, shape, to, &peer);
                 0
             }
-            (Way::Tunnel(to), Some(peer), None) if peer.offload => self.join_run(slot, space, frame, to),
+            (Way::Tunnel(to), Some(peer), None) if peer.known.offload => self.join_run(slot, space, frame, to),
             (Way::Tunnel(to), Some(peer), None) => self.send_plain(slot, space, frame, to, &peer),
             _ => at,
         }
@@ -221,9 +221,10 @@ impl<K: Kernel> Forwarder<K> {
         let EgressSpace { buffer, splitter, .. } = space;
         let packet = &buffer[frame.at + HEADER..frame.end];
         let payload_bytes = packet.len() - shape.header_bytes;
+        let epoch = peer.known.offload.then_some(self.place.routes.epoch);
         let mut start = 0;
         loop {
-            let cut = splitter.cut(packet, &frame.header, &frame.vnet, shape, peer.offload, start);
+            let cut = splitter.cut(packet, &frame.header, &frame.vnet, shape, epoch, start);
             let mut pieces = Pieces::new();
             let datagrams = match splitter.flat(&cut) {
                 Some(bytes) => Datagrams::Flat(bytes),
@@ -243,7 +244,7 @@ impl<K: Kernel> Forwarder<K> {
 
     /// Send a train and count its fate; `packet` is what an ICMP error about it would quote.
     fn send_counted(&mut self, slot: Slot, to: Slot, peer: &Peer, train: &Train, packet: &[u8]) {
-        let encap_bytes = if peer.offload { HEADER } else { geneve::BASE_BYTES };
+        let encap_bytes = if peer.known.offload { HEADER } else { geneve::BASE_BYTES };
         let (sent, failure) = self.send_train(to, peer, train);
         let source = Origin::Port(slot);
         self.tally(source).tunnelled_packets += sent as u64;
@@ -302,7 +303,8 @@ impl<K: Kernel> Forwarder<K> {
         if let Some(run) = space.runs.in_the_way(to, end - at) {
             self.send_run(slot, space, run);
         }
-        let header = geneve::encode(self.settings.vni, frame.header.version, flags, csum_offset, csum_start, 0);
+        let (vni, epoch) = (self.settings.vni, self.place.routes.epoch);
+        let header = geneve::encode(vni, frame.header.version, flags, csum_offset, csum_start, 0, epoch);
         space.buffer[at..at + HEADER].copy_from_slice(&header);
         if let Some(run) = space.runs.add(to, at..end) {
             self.send_run(slot, space, run);
@@ -341,7 +343,7 @@ impl<K: Kernel> Forwarder<K> {
                 let payload_bytes = packet.len() - shape.header_bytes;
                 let mut start = 0;
                 loop {
-                    let cut = splitter.cut(packet, &frame.header, &frame.vnet, shape, false, start);
+                    let cut = splitter.cut(packet, &frame.header, &frame.vnet, shape, None, start);
                     for datagram in splitter.flat(&cut).unwrap_or(&[]).chunks(cut.row_bytes) {
                         let inner = &datagram[geneve::BASE_BYTES..];
                         if let Err(reason) = self.forward_in_fragments(inner, None, way, mtu_bytes) {

@@ -16,7 +16,7 @@ use crate::kernel::{Errno, Linux, now_ns, socket_drops};
 use crate::model::{DropReason, Limit, Origin, Slot, Tally, Way};
 use crate::spin::Spinning;
 use crate::table::{Entry, Table};
-use crate::view::{Holders, Holding, Leads, Map, Peer, Port, Routes};
+use crate::view::{Holders, Holding, Known, Leads, Map, Peer, Port, Routes};
 use crate::wire::packet::parse_ip;
 use crate::worker::{Worker, spawn};
 
@@ -34,10 +34,10 @@ pub struct NewPort {
 /// A peer as a snapshot names it.
 pub struct NewPeer {
     pub slot: Slot,
-    /// The same in two snapshots only for one that has not changed.
+    /// The same in two snapshots only for the same peer: of one node, at one endpoint.
     pub serial: u64,
     pub endpoint: SocketAddr,
-    pub offload: bool,
+    pub known: Known,
 }
 
 /// A whole snapshot.
@@ -48,6 +48,8 @@ pub struct NewRoutes {
     pub peers: Vec<NewPeer>,
     pub egress: bool,
     pub node_addresses: Vec<IpAddr>,
+    /// The node's own, modulo 256.
+    pub epoch: u8,
 }
 
 /// Everything counted, by slot.
@@ -127,9 +129,12 @@ impl Engine {
         let mut by_host: Map<IpAddr, Option<Slot>> = Map::default();
         for peer in new.peers {
             peers.resize(peers.len().max(peer.slot + 1), None);
-            let known = control.place.peer(peer.slot).filter(|known| known.serial == peer.serial).cloned();
-            let fresh = || Arc::new(Peer::new(peer.serial, peer.endpoint, peer.offload, self.settings.mtu_bytes));
-            peers[peer.slot] = Some(known.unwrap_or_else(fresh));
+            let mtu_bytes = self.settings.mtu_bytes;
+            peers[peer.slot] = Some(match control.place.peer(peer.slot).filter(|same| same.serial == peer.serial) {
+                Some(same) if same.known == peer.known => Arc::clone(same),
+                Some(same) => Arc::new(same.knowing(peer.known, mtu_bytes)),
+                None => Arc::new(Peer::new(peer.serial, peer.endpoint, peer.known, mtu_bytes)),
+            });
             by_endpoint.insert(peer.endpoint, peer.slot);
             by_host.entry(peer.endpoint.ip()).and_modify(|several| *several = None).or_insert(Some(peer.slot));
         }
@@ -142,6 +147,7 @@ impl Engine {
             by_host,
             egress: new.egress,
             node_addresses: new.node_addresses.into_iter().map(Holding::from).collect(),
+            epoch: new.epoch,
         });
         let leaving = control.place.peers_leaving(&next);
         self.publish(&next, &leaving);

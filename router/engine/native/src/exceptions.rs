@@ -7,9 +7,12 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use crate::model::{DropReason, Origin, Slot};
+use crate::wire::probe;
 
 /// Refused packets that may wait; each is at most 64 KiB.
 const MOST_REFUSED: usize = 256;
+/// Answers to probes: more than come in a second, and fewer than would leave the rest no room.
+const MOST_ANSWERS: usize = 1024;
 /// Everything else: an event an attachment or peer, at most a few at once.
 const MOST: usize = 4096;
 
@@ -37,6 +40,12 @@ pub enum Exception {
     /// The kernel knows a smaller path MTU to this peer than we do.
     PathTooSmall {
         peer: Party,
+    },
+    /// The peer answered a probe; CLOCK_MONOTONIC.
+    ProbeAnswered {
+        peer: Party,
+        answer: probe::Header,
+        received_ns: u64,
     },
     AttachmentLost {
         port: Party,
@@ -69,7 +78,11 @@ impl SlowPath {
     /// Hand an exception over; false when there is no room.
     pub fn push(&self, exception: Exception) -> bool {
         let mut queue = self.queue.lock();
-        let most = if matches!(exception, Exception::Refused { .. }) { MOST_REFUSED } else { MOST };
+        let most = match exception {
+            Exception::Refused { .. } => MOST_REFUSED,
+            Exception::ProbeAnswered { .. } => MOST_ANSWERS,
+            _ => MOST,
+        };
         if queue.exceptions.len() >= most {
             return false;
         }

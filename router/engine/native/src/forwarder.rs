@@ -87,8 +87,8 @@ pub struct Forwarder<K> {
     pub settings: Arc<Settings>,
     pub kernel: K,
     pub place: Place,
-    /// Counts the changes of `place`.
-    epoch: u64,
+    /// Of `place`, so far.
+    changes: u64,
     pub slow_path: Arc<SlowPath>,
     /// Of those only that were heard of.
     pub ports: Accounts,
@@ -123,7 +123,7 @@ impl<K: Kernel> Forwarder<K> {
             thread,
             kernel,
             place: Place::default(),
-            epoch: 0,
+            changes: 0,
             slow_path,
             ports: Vec::new(),
             peers: Vec::new(),
@@ -153,7 +153,7 @@ impl<K: Kernel> Forwarder<K> {
 
     /// Begin afresh after a bug: packets that were in the batch are counted as lost to it, everything else goes on.
     pub fn recover(&mut self) {
-        self.epoch += 1;
+        self.changes += 1;
         self.renew();
         if let Some((source, due)) = self.at_hand.take() {
             let tally = self.tally(source);
@@ -187,7 +187,7 @@ impl<K: Kernel> Forwarder<K> {
             }
         }
         leaving.iter().for_each(|&slot| close(&mut self.peers, slot, &mut self.gone));
-        self.epoch += 1;
+        self.changes += 1;
         std::mem::replace(&mut self.place, place)
     }
 
@@ -217,16 +217,16 @@ impl<K: Kernel> Forwarder<K> {
 
     /// Decide by addresses; the flow seen last is remembered.
     pub fn way(&mut self, addresses: Addresses, origin: Origin) -> Way {
-        let epoch = self.epoch;
+        let changes = self.changes;
         if let Some((seen, known, way)) = self.account(origin).and_then(|account| account.memo)
-            && seen == epoch
+            && seen == changes
             && known == addresses
         {
             return way;
         }
         let way = self.place.way(&addresses, origin);
         if let Some(account) = self.account(origin) {
-            account.memo = Some((epoch, addresses, way));
+            account.memo = Some((changes, addresses, way));
         }
         way
     }
@@ -301,8 +301,8 @@ impl<K: Kernel> Forwarder<K> {
             Way::Tunnel(slot) => {
                 let version = packet[0] >> 4;
                 let Some(peer) = self.place.peer(slot).cloned() else { return Err(DropReason::NoRoute) };
-                let mut datagram = if peer.offload {
-                    geneve::encode(self.settings.vni, version, 0, 0, 0, 0).to_vec()
+                let mut datagram = if peer.known.offload {
+                    geneve::encode(self.settings.vni, version, 0, 0, 0, 0, self.place.routes.epoch).to_vec()
                 } else {
                     geneve::encode_plain(self.settings.vni, version).to_vec()
                 };

@@ -1,23 +1,26 @@
 //! Into the Pods: from the underlay socket to TUN fds (router/engine/ingress.py).
 //!
 //! receive a train (UDP_GRO) → a known peer?
-//! → each datagram: Geneve header → IP header → does the peer own the inner source? → way, remembered for the flow
+//! → each datagram: Geneve header; is it a probe, or of an epoch that is over?
+//! → IP header → does the peer own the inner source? → way, remembered for the flow
 //! → TCP or UDP with partial checksum: how many datagrams after it continue it? join them into one super-packet
 //! → take a hop, write the frame to the TUN
 //! → else: the slow path
 
 use std::io::IoSlice;
+use std::net::SocketAddr;
 
 use arrayvec::ArrayVec;
 
 use crate::decide::transit;
-use crate::exceptions::Exception;
+use crate::exceptions::{Exception, Party};
 use crate::forwarder::{BATCH_BYTES, Forwarder, Settings};
 use crate::kernel::{Arrival, EAGAIN, Kernel};
 use crate::model::{DropReason, Origin, Slot, Way};
 use crate::wire::geneve::{self, Encapsulation};
 use crate::wire::merge::{First, Merger, Train};
 use crate::wire::packet::*;
+use crate::wire::probe;
 use crate::wire::shape::Shape;
 
 /// After so many super-packets that a TUN refused, none accepted between, none are made any more.
@@ -51,6 +54,7 @@ impl IngressSpace {
 #[derive(Clone, Copy)]
 struct Received {
     peer: Slot,
+    from: SocketAddr,
     end: usize,
     step: usize,
 }
@@ -100,8 +104,8 @@ impl<K: Kernel> Forwarder<K> {
         let packets = if size > 0 { size.div_ceil(arrival.segment_bytes) } else { 1 } as u64;
         let peer = arrival.from.as_ref().and_then(|from| self.place.sender(from));
         let whole = size > 0 && !arrival.truncated;
-        if let (Some(peer), true) = (peer, whole) {
-            self.deliver(space, Received { peer, end: HEADROOM + size, step: arrival.segment_bytes });
+        if let (Some(peer), Some(from), true) = (peer, arrival.from, whole) {
+            self.deliver(space, Received { peer, from, end: HEADROOM + size, step: arrival.segment_bytes });
             return;
         }
         let (tally, reason) = match peer {
@@ -116,8 +120,9 @@ impl<K: Kernel> Forwarder<K> {
 
     /// Deliver every datagram of a train, runs of them joined.
     fn deliver(&mut self, space: &mut IngressSpace, received: Received) {
-        let Received { peer, end, step } = received;
+        let Received { peer, end, step, .. } = received;
         let source = Origin::Peer(peer);
+        let epoch = self.place.peer(peer).and_then(|peer| peer.known.epoch);
         let tally = self.tally(source);
         tally.received_frames += 1;
         let due = tally.received_packets + (end - HEADROOM).div_ceil(step) as u64;
@@ -126,19 +131,29 @@ impl<K: Kernel> Forwarder<K> {
         while at < end {
             let after = end.min(at + step);
             let decoded = geneve::decode(&space.buffer[at..after], self.settings.vni);
-            let tally = self.tally(source);
-            tally.received_packets += 1;
             let encap = match decoded {
                 Ok(encap) => encap,
                 Err(reason) => {
-                    tally.received_bytes += (after - at) as u64;
-                    tally.drop(reason, 1);
+                    let may_be = reason == DropReason::BadEncapsulation;
+                    if !may_be || !self.take_probe(received, &space.buffer[at..after]) {
+                        let tally = self.tally(source);
+                        tally.received_packets += 1;
+                        tally.received_bytes += (after - at) as u64;
+                        tally.drop(reason, 1);
+                    }
                     at = after;
                     continue;
                 }
             };
             let packet_at = at + encap.header_bytes;
+            let tally = self.tally(source);
+            tally.received_packets += 1;
             tally.received_bytes += (after - packet_at) as u64;
+            if epoch.is_some_and(|epoch| encap.is_older(epoch)) {
+                tally.drop(DropReason::StaleEpoch, 1);
+                at = after;
+                continue;
+            }
             let header = parse_ip(&space.buffer[packet_at..after]).filter(|header| header.version == encap.ip_version);
             let Some(header) = header else {
                 tally.drop(DropReason::Malformed, 1);
@@ -166,9 +181,28 @@ impl<K: Kernel> Forwarder<K> {
         self.at_hand = None;
     }
 
+    /// Answer a request, hand an answer over; false for what is no probe. Its VNI was looked at.
+    fn take_probe(&mut self, received: Received, datagram: &[u8]) -> bool {
+        let Some(header) = probe::decode(datagram) else { return false };
+        let slot = received.peer;
+        self.tally(Origin::Peer(slot)).control_packets += 1;
+        if let Some((_, due)) = &mut self.at_hand {
+            *due -= 1; // a probe is no packet
+        }
+        if probe::is_request(&header) {
+            // One that cannot be sent is as good as lost on the way.
+            let _ = self.kernel.send(&received.from, &[IoSlice::new(&probe::answer_to(header))], 0);
+        } else if let Some(serial) = self.place.peer(slot).map(|peer| peer.serial) {
+            let received_ns = self.kernel.now_ns();
+            let peer = Party { slot, serial };
+            self.slow_path.push(Exception::ProbeAnswered { peer, answer: header, received_ns });
+        }
+        true
+    }
+
     /// Write a datagram, with those that continue it, to an attachment; return where the next begins.
     fn deliver_to(&mut self, space: &mut IngressSpace, received: Received, to: Slot, datagram: &Datagram) -> usize {
-        let Received { peer, end, step } = received;
+        let Received { peer, end, step, .. } = received;
         let source = Origin::Peer(peer);
         let Datagram { at, end: after, encap, header } = datagram;
         let (packet_at, packet_bytes) = (datagram.packet_at(), datagram.packet_bytes());
@@ -232,7 +266,7 @@ impl<K: Kernel> Forwarder<K> {
         shape: &Shape,
         count: usize,
     ) -> usize {
-        let Received { peer, end, step } = received;
+        let Received { peer, end, step, .. } = received;
         let IngressSpace { buffer, merger, joined } = space;
         let Datagram { at, end: after, encap, header } = datagram;
         let train = Train { bytes: &buffer[..end], step };

@@ -26,6 +26,8 @@ drop_reasons! {
     UnknownPeer "unknown_peer"
     BadEncapsulation "bad_encapsulation"
     WrongNetwork "wrong_network"
+    StaleEpoch "stale_epoch"
+    PeerDown "peer_down"
     WrongNode "wrong_node"
     AttachmentDown "attachment_down"
     UnderlayBusy "underlay_busy"
@@ -47,6 +49,7 @@ pub struct Tally {
     pub sent_packets: u64,
     pub sent_bytes: u64,
     pub icmp_errors: u64,
+    pub control_packets: u64,
     pub dropped: [u64; REASONS],
 }
 
@@ -76,6 +79,7 @@ impl Tally {
         self.sent_packets += other.sent_packets;
         self.sent_bytes += other.sent_bytes;
         self.icmp_errors += other.icmp_errors;
+        self.control_packets += other.control_packets;
         for (mine, its) in self.dropped.iter_mut().zip(other.dropped) {
             *mine += its;
         }

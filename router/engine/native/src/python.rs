@@ -14,11 +14,14 @@ use crate::forwarder::Settings;
 use crate::model::{DropReason, Limit, Origin, Slot, Tally, Way};
 use crate::spin::Spinning;
 use crate::table::{Entry, Table};
-use crate::view::Leads;
+use crate::view::{Known, Leads};
 
-/// received packets, bytes, frames; delivered, tunnelled; sent packets, bytes; ICMP errors; drops by reason.
-type Counts = (u64, u64, u64, u64, u64, u64, u64, u64, Vec<u64>);
+/// received packets, bytes, frames; delivered, tunnelled; sent packets, bytes; ICMP errors; control packets; drops by
+/// reason.
+type Counts = (u64, u64, u64, u64, u64, u64, u64, u64, u64, Vec<u64>);
 type Rate = (u64, u64);
+/// Slot, serial, packed address, port; offload, epoch, up, MTU.
+type PeerRow = (Slot, u64, Vec<u8>, u16, bool, Option<u8>, bool, usize);
 /// By slot: attachments, peers; strangers, gone, ICMP errors suppressed, restarts, drops of the socket.
 type AllCounts = (Vec<Counts>, Vec<Counts>, Counts, Counts, u64, usize, u32);
 
@@ -36,6 +39,7 @@ fn counts(tally: &Tally) -> Counts {
         tally.sent_packets,
         tally.sent_bytes,
         tally.icmp_errors,
+        tally.control_packets,
         tally.dropped.to_vec(),
     )
 }
@@ -82,6 +86,8 @@ enum Told {
     Refused(&'static str, usize, u8, Slot, u64, usize, Vec<u8>, usize, Option<(Slot, u64)>),
     /// "path", slot, serial of the peer.
     Path(&'static str, Slot, u64),
+    /// "answered", slot, serial of the peer, the datagram, when it was received.
+    Answered(&'static str, Slot, u64, Vec<u8>, u64),
     /// "lost", slot, serial of the attachment, errno.
     Lost(&'static str, Slot, u64, i32),
     /// "offload", feature, (slot, serial) of the peer, errno.
@@ -105,6 +111,9 @@ fn told(exception: Exception) -> Told {
             Told::Refused("refused", thread, kind, slot, serial, reason as usize, packet, mtu_bytes, party(path))
         }
         Exception::PathTooSmall { peer } => Told::Path("path", peer.slot, peer.serial),
+        Exception::ProbeAnswered { peer, answer, received_ns } => {
+            Told::Answered("answered", peer.slot, peer.serial, answer.to_vec(), received_ns)
+        }
         Exception::AttachmentLost { port, errno } => Told::Lost("lost", port.slot, port.serial, errno),
         Exception::OffloadFailed { feature, peer, errno } => Told::Offload("offload", feature, party(peer), errno),
         Exception::Failed { why } => Told::Failed("failed", why),
@@ -144,15 +153,17 @@ impl Core {
     }
 
     /// Swap a snapshot in: prefixes (packed, bits, value), what values lead to (kind, a peer's slot), peers (slot, serial,
-    /// packed address, port, offload), whether Pods may leave, the node's addresses.
+    /// packed address, port, offload, epoch, up, MTU), whether Pods may leave, the node's addresses and epoch.
+    #[allow(clippy::too_many_arguments)]
     fn replace_routes(
         &self,
         py: Python,
         prefixes: Vec<(Vec<u8>, u32, u32)>,
         leads: Vec<(u8, Slot)>,
-        peers: Vec<(Slot, u64, Vec<u8>, u16, bool)>,
+        peers: Vec<PeerRow>,
         egress: bool,
         node_addresses: Vec<Vec<u8>>,
+        epoch: u8,
     ) -> PyResult<()> {
         let lead = |(kind, slot): (u8, Slot)| match kind {
             1 => Leads::OwnSubnet,
@@ -161,8 +172,9 @@ impl Core {
             4 => Leads::Peer(slot),
             _ => Leads::Nowhere,
         };
-        let peer = |(slot, serial, packed, port, offload): (Slot, u64, Vec<u8>, u16, bool)| {
-            Ok(NewPeer { slot, serial, endpoint: SocketAddr::new(address(&packed)?, port), offload })
+        let peer = |(slot, serial, packed, port, offload, epoch, up, mtu_bytes): PeerRow| {
+            let known = Known { offload, epoch, up, mtu_bytes };
+            Ok(NewPeer { slot, serial, endpoint: SocketAddr::new(address(&packed)?, port), known })
         };
         let routes = NewRoutes {
             entries: entries(prefixes)?,
@@ -170,6 +182,7 @@ impl Core {
             peers: peers.into_iter().map(peer).collect::<PyResult<_>>()?,
             egress,
             node_addresses: node_addresses.iter().map(|packed| address(packed)).collect::<PyResult<_>>()?,
+            epoch,
         };
         py.detach(|| self.0.replace_routes(routes));
         Ok(())

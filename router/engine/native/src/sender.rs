@@ -33,7 +33,7 @@ pub enum Datagrams<'a> {
 impl<K: Kernel> Forwarder<K> {
     /// Send a train; return how many of its datagrams the kernel took, and why not the rest.
     pub fn send_train(&mut self, slot: Slot, peer: &Peer, train: &Train) -> (usize, Option<DropReason>) {
-        if train.packets == 1 || !self.settings.udp_segment || !peer.segmenting.load(Relaxed) {
+        if train.packets == 1 || !self.settings.udp_segment || !peer.path.segmenting.load(Relaxed) {
             return self.send_each(slot, peer, train);
         }
         let whole;
@@ -48,7 +48,7 @@ impl<K: Kernel> Forwarder<K> {
             Ok(()) => (train.packets, None),
             Err(Failure::Segmenting(errno)) => {
                 // The interface towards the peer cannot finish the checksums of a train (udp_send_skb, net/ipv4/udp.c).
-                peer.segmenting.store(false, Relaxed);
+                peer.path.segmenting.store(false, Relaxed);
                 let peer_ = Some(Party { slot, serial: peer.serial });
                 self.slow_path.push(Exception::OffloadFailed { feature: "udp_segment", peer: peer_, errno });
                 self.send_each(slot, peer, train)
@@ -112,7 +112,7 @@ impl<K: Kernel> Forwarder<K> {
                 EIO if segment_bytes > 0 => Failure::Segmenting(errno),
                 // EINVAL: a segment larger than the path MTU (udp_send_skb).
                 EMSGSIZE | EINVAL if errno == EMSGSIZE || segment_bytes > 0 => {
-                    if !peer.measuring.swap(true, Relaxed) {
+                    if !peer.path.measuring.swap(true, Relaxed) {
                         self.slow_path.push(Exception::PathTooSmall { peer: Party { slot, serial: peer.serial } });
                     }
                     Failure::Dropped(DropReason::TooBig)

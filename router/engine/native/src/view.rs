@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use foldhash::fast::RandomState;
@@ -59,15 +60,24 @@ impl Port {
     }
 }
 
-/// A remote router, as every thread sees it.
-#[derive(Debug)]
-pub struct Peer {
-    pub serial: u64,
-    pub endpoint: SocketAddr,
+/// What a snapshot says of a peer, which stays the same peer when it changes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Known {
     /// Whether it understands our option.
     pub offload: bool,
-    overlay_mtu_bytes: usize,
-    mtu_bytes: AtomicUsize,
+    /// Its datagrams of an earlier epoch (modulo 256) are dropped; None: not looked at.
+    pub epoch: Option<u8>,
+    /// Whether it answers probes.
+    pub up: bool,
+    /// Largest inner packet of the path, as probes found it; 0: not known to be less than the overlay MTU.
+    pub mtu_bytes: usize,
+}
+
+/// What sending has told of the way to a peer.
+#[derive(Debug)]
+pub struct Path {
+    /// What the kernel said that it carries; more than any packet has, where it refused none of late.
+    lowered_bytes: AtomicUsize,
     lowered_until_ns: AtomicU64,
     /// Whether trains go out by UDP_SEGMENT; off once its interface has refused one.
     pub segmenting: AtomicBool,
@@ -75,38 +85,57 @@ pub struct Peer {
     pub measuring: AtomicBool,
 }
 
+/// A remote router, as every thread sees it.
+#[derive(Debug)]
+pub struct Peer {
+    pub serial: u64,
+    pub endpoint: SocketAddr,
+    pub known: Known,
+    /// Largest inner packet, if the kernel has not refused it of late.
+    limit_bytes: usize,
+    /// Shared by all that snapshots say of it one after the other.
+    pub path: Arc<Path>,
+}
+
 impl Peer {
-    pub fn new(serial: u64, endpoint: SocketAddr, offload: bool, mtu_bytes: usize) -> Self {
-        Peer {
-            serial,
-            endpoint,
-            offload,
-            overlay_mtu_bytes: mtu_bytes,
-            mtu_bytes: AtomicUsize::new(mtu_bytes),
+    pub fn new(serial: u64, endpoint: SocketAddr, known: Known, overlay_mtu_bytes: usize) -> Self {
+        let path = Path {
+            lowered_bytes: AtomicUsize::new(usize::MAX),
             lowered_until_ns: AtomicU64::new(0),
             segmenting: AtomicBool::new(true),
             measuring: AtomicBool::new(false),
-        }
+        };
+        Peer { serial, endpoint, known, limit_bytes: limit(known, overlay_mtu_bytes), path: Arc::new(path) }
     }
 
+    /// The same peer, of which something else is known now.
+    pub fn knowing(&self, known: Known, overlay_mtu_bytes: usize) -> Self {
+        let limit_bytes = limit(known, overlay_mtu_bytes);
+        Peer { serial: self.serial, endpoint: self.endpoint, known, limit_bytes, path: Arc::clone(&self.path) }
+    }
+
+    /// Let packets be as large as the path is known to carry, and as the kernel has not refused of late.
     pub fn mtu_bytes(&self) -> usize {
-        self.mtu_bytes.load(Relaxed)
+        self.limit_bytes.min(self.path.lowered_bytes.load(Relaxed))
     }
 
     /// Take the path for smaller than it was, for ten minutes.
     pub fn lower_mtu(&self, mtu_bytes: usize, now_ns: u64) {
-        let lower = self.mtu_bytes().min(mtu_bytes).max(LEAST_MTU_BYTES);
-        self.mtu_bytes.store(lower, Relaxed);
-        self.lowered_until_ns.store(now_ns + PATH_MTU_KEPT_NS, Relaxed);
-        self.measuring.store(false, Relaxed);
+        self.path.lowered_bytes.fetch_min(mtu_bytes.max(LEAST_MTU_BYTES), Relaxed);
+        self.path.lowered_until_ns.store(now_ns + PATH_MTU_KEPT_NS, Relaxed);
+        self.path.measuring.store(false, Relaxed);
     }
 
     /// Try the full size again once a lowered MTU has grown old.
     pub fn forget_mtu(&self, now_ns: u64) {
-        if now_ns >= self.lowered_until_ns.load(Relaxed) {
-            self.mtu_bytes.store(self.overlay_mtu_bytes, Relaxed);
+        if now_ns >= self.path.lowered_until_ns.load(Relaxed) {
+            self.path.lowered_bytes.store(usize::MAX, Relaxed);
         }
     }
+}
+
+fn limit(known: Known, overlay_mtu_bytes: usize) -> usize {
+    if known.mtu_bytes == 0 { overlay_mtu_bytes } else { overlay_mtu_bytes.min(known.mtu_bytes.max(LEAST_MTU_BYTES)) }
 }
 
 /// What a prefix leads to.
@@ -130,6 +159,8 @@ pub struct Routes {
     pub by_host: Map<IpAddr, Option<Slot>>,
     pub egress: bool,
     pub node_addresses: Vec<Holding>,
+    /// The node's own, modulo 256: sent along with every packet.
+    pub epoch: u8,
 }
 
 impl Routes {

@@ -1,12 +1,18 @@
 //! The parts that say more here than through Python: the table, the bucket and the spin, by what must hold of each.
 
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
 use podwire_engine::bucket::Bucket;
+use podwire_engine::exceptions::{Exception, Party, SlowPath};
 use podwire_engine::model::{DropReason, Limit, Tally};
 use podwire_engine::spin::{Spin, Spinning};
 use podwire_engine::table::{Entry, Table};
+use podwire_engine::view::{Known, Peer};
 use podwire_engine::wire::fragment::fragment;
-use podwire_engine::wire::geneve::{self, decode, encode};
+use podwire_engine::wire::geneve::{self, Encapsulation, decode, encode};
 use podwire_engine::wire::packet::*;
+use podwire_engine::wire::probe;
 use podwire_engine::wire::shape::shift_sum;
 
 fn entry(v6: bool, network: u128, prefix_bits: u32, value: u32) -> Entry {
@@ -227,14 +233,106 @@ fn fragments_hold_every_byte_once() {
 
 #[test]
 fn a_header_cut_off_anywhere_is_refused() {
-    let whole = [&encode(7, 4, 3, 16, 20, 99)[..], &ipv4(8, 0, 0)].concat();
+    let whole = [&encode(7, 4, 3, 16, 20, 99, 200)[..], &ipv4(8, 0, 0)].concat();
     let found = decode(&whole, 7).expect("it is well-formed");
     assert_eq!(
-        (found.header_bytes, found.flags, found.csum_offset, found.csum_start, found.frame_id),
-        (20, 3, 16, 20, 99)
+        (found.header_bytes, found.flags, found.csum_offset, found.csum_start, found.frame_id, found.epoch),
+        (20, 3, 16, 20, 99, Some(200))
     );
     for size in 0..geneve::HEADER_BYTES {
         assert_eq!(decode(&whole[..size], 7), Err(DropReason::BadEncapsulation), "{size} bytes");
     }
     assert_eq!(decode(&whole, 8), Err(DropReason::WrongNetwork));
+}
+
+#[test]
+fn half_of_all_epochs_are_older() {
+    for epoch in 0..=255u8 {
+        for ahead in 0..=255u8 {
+            let encap = Encapsulation { epoch: Some(epoch.wrapping_add(ahead)), ..Default::default() };
+            assert_eq!(encap.is_older(epoch), ahead >= 128, "{epoch} and {ahead} ahead");
+        }
+        assert!(!Encapsulation::default().is_older(epoch), "plain Geneve tells none");
+    }
+}
+
+// Probes
+
+fn request(size: usize) -> Vec<u8> {
+    let mut made = vec![0; size.max(28)];
+    made[..16].copy_from_slice(&[5, 0xC0, 0, 0, 0, 0, 7, 0, 0xFF, 0xFF, 0x82, 4, 1, 0, 0, 0]);
+    put16(&mut made, 14, size as u16);
+    made
+}
+
+#[test]
+fn a_probe_is_as_long_as_it_says() {
+    for size in [28, 29, 1472, 65_507] {
+        let whole = request(size);
+        let header = probe::decode(&whole).expect("it is well-formed");
+        assert!(probe::is_request(&header));
+        let answer = probe::answer_to(header);
+        assert_eq!((&answer[..12], answer[12], &answer[13..]), (&whole[..12], 2, &whole[13..28]));
+        assert_eq!(probe::decode(&answer), Some(answer));
+        assert!(!probe::is_request(&answer));
+        assert_eq!(probe::decode(&[&answer[..], &[0]].concat()), None, "an answer is the header alone");
+        for cut in (0..whole.len().min(200)).chain([whole.len() - 1]) {
+            assert_eq!(probe::decode(&whole[..cut]), None, "{cut} of {size} bytes");
+        }
+        assert_eq!(probe::decode(&[&whole[..], &[0]].concat()), None);
+        assert_eq!(decode(&whole, 7), Err(DropReason::BadEncapsulation), "it holds no packet");
+        assert_eq!(decode(&whole, 8), Err(DropReason::WrongNetwork));
+    }
+    assert_eq!(probe::decode(&request(27)), None, "shorter than its header");
+}
+
+#[test]
+fn every_bit_of_a_probe_is_reserved_or_means_something() {
+    let whole = request(28);
+    let reserved = [(1, 0x7F), (4, 0xFF), (5, 0xFF), (6, 0xFF), (7, 0xFF), (11, 0xE0), (13, 0xFF)];
+    for at in 0..16 {
+        for bit in 0..8 {
+            let mut changed = whole.clone();
+            changed[at] ^= 1 << bit;
+            let ignored = reserved.iter().any(|&(where_, bits)| where_ == at && bits >> bit & 1 == 1);
+            assert_eq!(probe::decode(&changed).is_some(), ignored, "bit {bit} of byte {at}");
+        }
+    }
+}
+
+// What is known of peers
+
+#[test]
+fn a_peer_stays_the_same_whatever_is_known_of_it() {
+    let endpoint = "127.0.0.1:6081".parse().expect("an endpoint");
+    let known = Known { offload: true, epoch: None, up: true, mtu_bytes: 0 };
+    let first = Peer::new(9, endpoint, known, 1452);
+    assert_eq!(first.mtu_bytes(), 1452);
+    first.lower_mtu(1300, 0);
+    first.path.segmenting.store(false, Relaxed);
+    let ten_minutes_ns = 600_000_000_000;
+    for (mtu_bytes, limit) in [(1400, 1300), (1200, 1200), (10, 68), (9000, 1300), (0, 1300)] {
+        let later = first.knowing(Known { mtu_bytes, ..known }, 1452);
+        assert_eq!((later.serial, later.endpoint, later.mtu_bytes()), (9, endpoint, limit), "{mtu_bytes}");
+        assert!(!later.path.segmenting.load(Relaxed));
+        later.forget_mtu(ten_minutes_ns - 1);
+        assert_eq!(later.mtu_bytes(), limit);
+    }
+    let last = first.knowing(Known { mtu_bytes: 1400, ..known }, 1452);
+    last.lower_mtu(1, 0);
+    assert_eq!((last.mtu_bytes(), first.mtu_bytes()), (68, 68), "both speak of one path");
+    last.forget_mtu(ten_minutes_ns);
+    assert_eq!((last.mtu_bytes(), first.mtu_bytes()), (1400, 1452));
+}
+
+#[test]
+fn answers_leave_room_for_what_matters_more() {
+    let slow_path = SlowPath::default();
+    let peer = Party { slot: 0, serial: 1 };
+    let answer = || Exception::ProbeAnswered { peer, answer: [0; 28], received_ns: 0 };
+    let kept = (0..5000).filter(|_| slow_path.push(answer())).count();
+    assert_eq!(kept, 1024);
+    assert!(slow_path.push(Exception::AttachmentLost { port: peer, errno: 77 }));
+    assert_eq!(slow_path.take(Duration::ZERO).len(), 1025);
+    assert!(slow_path.push(answer()), "there is room again");
 }

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-const MESSAGES: [&str; 15] = [
+const MESSAGES: [&str; 17] = [
     "AttachRequest",
     "AttachResponse",
     "Attachment",
@@ -15,14 +15,16 @@ const MESSAGES: [&str; 15] = [
     "DetachResponse",
     "FreeAddresses",
     "GetStatusRequest",
+    "Lease",
     "Limits",
     "PortMapping",
     "Status",
+    "SubnetSource",
     "SyncRequest",
     "SyncResponse",
 ];
 /// Fields of Status that are read; some of the others are messages that would have to be had as well.
-const STATUS: [&str; 6] = ["node", "subnets", "peers", "free_addresses", "peers_unreachable", "unreachable"];
+const STATUS: [&str; 7] = ["node", "subnets", "peers", "free_addresses", "peers_unreachable", "unreachable", "source"];
 const FIRST_LINE: &str =
     "// Made from proto/podwire/v1 by examples/contract.rs; do not edit. What the CNI plugin knows of the contract.\n";
 

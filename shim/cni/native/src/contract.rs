@@ -59,6 +59,34 @@ pub struct FreeAddresses {
     pub free: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Lease {
+    #[prost(bool, tag = "1")]
+    pub held: bool,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    #[prost(double, tag = "3")]
+    pub expires_in_s: f64,
+    #[prost(bool, tag = "4")]
+    pub reserved: bool,
+    #[prost(string, tag = "5")]
+    pub why: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SubnetSource {
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub r#where: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub connected: bool,
+    #[prost(double, tag = "4")]
+    pub confirmed_age_s: f64,
+    #[prost(string, tag = "5")]
+    pub error: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "6")]
+    pub lease: ::core::option::Option<Lease>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Status {
     #[prost(string, tag = "1")]
     pub node: ::prost::alloc::string::String,
@@ -72,6 +100,8 @@ pub struct Status {
     pub peers_unreachable: u32,
     #[prost(string, repeated, tag = "21")]
     pub unreachable: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "22")]
+    pub source: ::core::option::Option<SubnetSource>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AttachRequest {

@@ -88,6 +88,10 @@ pub fn status(config: &Config) -> Result<Option<String>, CniError> {
         let why = format!("the subnet table gives node {} no subnet: no Pod can be attached", found.node);
         return Err(CniError::new(UNAVAILABLE, why));
     }
+    if let Some(lease) = found.source.and_then(|source| source.lease).filter(|lease| !lease.held) {
+        let why = format!("the lease of node {} is not held ({}): no address is given out", found.node, lease.why);
+        return Err(CniError::new(UNAVAILABLE, why));
+    }
     let is_v6 = |each: &&FreeAddresses| each.subnet.contains(':');
     let (v6, v4): (Vec<_>, Vec<_>) = found.free_addresses.iter().partition(is_v6);
     let v6_first = found.free_addresses.first().as_ref().is_some_and(is_v6);

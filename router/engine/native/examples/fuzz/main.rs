@@ -57,6 +57,10 @@ struct Fuzzer {
     batches: u64,
     restarts: u64,
     last: Tally,
+    /// Answers to probes that were handed over.
+    heard: u64,
+    /// What Python is handed.
+    waiting: Vec<Exception>,
 }
 
 impl Fuzzer {
@@ -80,8 +84,16 @@ impl Fuzzer {
         kernel.from.push(std::net::SocketAddr::new(endpoint(3).ip(), 33));
         let sabotage = Arc::new(AtomicBool::new(false));
         let forwarder = Forwarder::new(0, settings, kernel, Arc::new(SlowPath::default()), sabotage);
-        let mut fuzzer =
-            Fuzzer { forwarder, site: Site::new(mtu_bytes), random, batches: 0, restarts: 0, last: Tally::default() };
+        let mut fuzzer = Fuzzer {
+            forwarder,
+            site: Site::new(mtu_bytes),
+            random,
+            batches: 0,
+            restarts: 0,
+            last: Tally::default(),
+            heard: 0,
+            waiting: Vec::new(),
+        };
         fuzzer.forwarder.take_place(fuzzer.site.place(), 0.0);
         fuzzer
     }
@@ -93,6 +105,7 @@ impl Fuzzer {
             self.site.change(&mut self.random);
             let now_s = self.forwarder.kernel.now_ns() as f64 / 1e9;
             self.forwarder.take_place(self.site.place(), now_s);
+            self.forwarder.kernel.epoch = self.site.epoch();
         }
         self.forwarder.kernel.failing = self.random.pick(&[0, 0, 0, 20, 100]);
         self.forwarder.kernel.panicking = self.random.pick(&[0, 0, 0, 0, 0, 0, 300]);
@@ -119,14 +132,16 @@ impl Fuzzer {
             }
             Err(panic) => resume_unwind(panic),
         };
-        self.check(before, inward, whole);
-        self.slow_path();
+        let heard = self.slow_path();
+        self.check(before, inward, whole, heard);
+        self.heard += heard;
+        self.answer();
         if let Some(port) = self.forwarder.place.port(slot) {
             port.lost.store(false, Relaxed);
         }
     }
 
-    fn check(&mut self, before: Seen, inward: bool, whole: bool) {
+    fn check(&mut self, before: Seen, inward: bool, whole: bool, heard: u64) {
         let forwarder = &self.forwarder;
         let accounts = forwarder.ports.iter().chain(&forwarder.peers).flatten().map(|account| &account.tally);
         let mut sum = Tally::default();
@@ -144,33 +159,40 @@ impl Fuzzer {
             (sum.sent_packets, last.sent_packets),
             (sum.sent_bytes, last.sent_bytes),
             (sum.icmp_errors, last.icmp_errors),
+            (sum.control_packets, last.control_packets),
         ]; // fmt: skip
         let dropped = sum.dropped.iter().copied().zip(last.dropped);
         assert!(pairs.into_iter().chain(dropped).all(|(now, then)| now >= then), "a count went down: {last:?} {sum:?}");
+        let control = sum.control_packets - last.control_packets;
         let frames = sum.received_frames - last.received_frames;
         assert_eq!(frames, seen.reads - before.reads + seen.trains - before.trains, "frames read and counted");
         if inward {
-            assert_eq!(
-                sum.received_packets - last.received_packets,
-                seen.rows - before.rows,
-                "datagrams in and counted"
-            );
+            let received = sum.received_packets - last.received_packets;
+            assert_eq!(received + control, seen.rows - before.rows, "datagrams in and counted");
         }
         if whole {
             let sent = seen.sent_datagrams - before.sent_datagrams + seen.written_packets - before.written_packets;
             assert_eq!(sum.sent_packets - last.sent_packets, sent, "packets out and counted");
+            assert_eq!(control, seen.answered - before.answered + heard, "probes counted, and answered or handed over");
             let lost = sum.dropped[DropReason::EngineFailed as usize] - last.dropped[DropReason::EngineFailed as usize];
             assert_eq!(lost, 0, "lost to a bug that was none");
         }
         self.last = sum;
     }
 
-    /// Do what Python does with exceptions: answer refused packets, lower path MTUs.
-    fn slow_path(&mut self) {
+    /// Take what waits for Python; return how many answers to probes there are.
+    fn slow_path(&mut self) -> u64 {
+        self.waiting = self.forwarder.slow_path.take(Duration::ZERO);
+        let answers = self.waiting.iter().filter(|waits| matches!(waits, Exception::ProbeAnswered { .. }));
+        answers.count() as u64
+    }
+
+    /// Do what Python does with it: answer refused packets, lower path MTUs.
+    fn answer(&mut self) {
         self.forwarder.kernel.panicking = 0;
         self.forwarder.kernel.failing = 0;
         self.forwarder.kernel.inward = true;
-        for exception in self.forwarder.slow_path.clone().take(Duration::ZERO) {
+        for exception in std::mem::take(&mut self.waiting) {
             match exception {
                 Exception::Refused { source, serial, packet, .. } if self.random.once_in(4) => {
                     if let Some(answer) = answer(&packet) {
@@ -232,7 +254,7 @@ fn main() {
     }));
     let start = Instant::now();
     let mut nodes = Random::new(seed);
-    let (mut sum, mut seen, mut restarts) = (Tally::default(), Seen::default(), 0);
+    let (mut sum, mut seen, mut restarts, mut heard) = (Tally::default(), Seen::default(), 0, 0);
     let mut said = Instant::now();
     while sum.received_packets < packets {
         let most = (packets - sum.received_packets).min(PACKETS_A_NODE);
@@ -248,6 +270,7 @@ fn main() {
         sum.add(&fuzzer.last);
         seen.add(&fuzzer.forwarder.kernel.seen);
         restarts += fuzzer.restarts;
+        heard += fuzzer.heard;
         if said.elapsed() > Duration::from_secs(5) {
             said = Instant::now();
             let rate = sum.received_packets as f64 / start.elapsed().as_secs_f64() / 1e6;
@@ -261,13 +284,14 @@ fn main() {
     let drops: Vec<_> = drops.map(|(name, count)| format!("{name} {count}")).collect();
     println!(
         "fuzz: {} frames and trains, {} delivered, {} tunnelled, dropped: {}; {} super-packets joined, {} trains sent, \
-         {} errors of the kernel, {restarts} restarts",
+         {} probes answered, {heard} answers heard, {} errors of the kernel, {restarts} restarts",
         sum.received_frames,
         sum.delivered_packets,
         sum.tunnelled_packets,
         drops.join(", "),
         seen.joined,
         seen.trains_sent,
+        seen.answered,
         seen.errors,
     );
 }

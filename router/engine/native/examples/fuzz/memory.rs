@@ -31,6 +31,8 @@ pub struct Seen {
     /// Super-packets made of trains, and trains made of super-packets or of runs.
     pub joined: u64,
     pub trains_sent: u64,
+    /// Answers to probes it was asked to send, whether it did or not.
+    pub answered: u64,
     pub errors: u64,
 }
 
@@ -43,6 +45,7 @@ impl Seen {
         self.written_packets += other.written_packets;
         self.joined += other.joined;
         self.trains_sent += other.trains_sent;
+        self.answered += other.answered;
         self.errors += other.errors;
     }
 }
@@ -58,6 +61,8 @@ pub struct Memory {
     pub panicking: usize,
     /// Whether frames written come from the underlay, and so are wholly the engine's making.
     pub inward: bool,
+    /// The node's own, in every datagram that has our option.
+    pub epoch: u8,
     max_segments: usize,
     mtu_bytes: usize,
     /// From which the next train comes.
@@ -78,6 +83,7 @@ impl Memory {
             failing: 0,
             panicking: 0,
             inward: false,
+            epoch: 0,
             max_segments,
             mtu_bytes,
             from: Vec::new(),
@@ -130,7 +136,7 @@ impl Memory {
 }
 
 /// Check a datagram: Geneve that its receiver takes, with one whole IP packet in it that fits the path.
-fn check_datagram(datagram: &[u8], plain: bool, mtu_bytes: usize) {
+fn check_datagram(datagram: &[u8], plain: bool, mtu_bytes: usize, epoch: u8) {
     let encap = geneve::decode(datagram, VNI)
         .unwrap_or_else(|reason| panic!("sent {reason:?}: {:02x?}", &datagram[..datagram.len().min(80)]));
     let packet = &datagram[encap.header_bytes..];
@@ -139,6 +145,7 @@ fn check_datagram(datagram: &[u8], plain: bool, mtu_bytes: usize) {
     assert_eq!(header.version, encap.ip_version);
     assert!(packet.len() <= mtu_bytes, "{} bytes are more than the path takes", packet.len());
     assert_eq!(encap.header_bytes, if plain { geneve::BASE_BYTES } else { geneve::HEADER_BYTES });
+    assert_eq!(encap.epoch, (!plain).then_some(epoch));
     if encap.is_partial() {
         let start = usize::from(encap.csum_start);
         assert!(
@@ -150,6 +157,15 @@ fn check_datagram(datagram: &[u8], plain: bool, mtu_bytes: usize) {
         let shape = Shape::of(packet, &header, encap.csum_start, encap.csum_offset.into());
         assert!(shape.is_some(), "a segment of nothing: {encap:?} {header:?}");
     }
+}
+
+/// Check an answer to a probe, byte by byte as docs/architecture.md draws it: the header of one, of kind 2.
+fn check_answer(datagram: &[u8]) {
+    assert_eq!(datagram.len(), 28, "an answer is a header alone");
+    assert_eq!((datagram[0], datagram[1] & 0x80, &datagram[2..4]), (5, 0x80, &[0; 2][..]));
+    assert_eq!((be32(datagram, 4) >> 8, &datagram[8..11], datagram[11] & 31), (VNI, &[0xFF, 0xFF, 0x82][..], 4));
+    assert_eq!(datagram[12], 2, "answered with no answer");
+    assert!(be16(datagram, 14) >= 28, "an answer that is longer than its request");
 }
 
 impl Kernel for Memory {
@@ -203,6 +219,14 @@ impl Kernel for Memory {
     }
 
     fn send(&mut self, to: &SocketAddr, datagrams: &[IoSlice], segment_bytes: u16) -> Result<(), Errno> {
+        if let [answer] = datagrams
+            && answer.get(1).is_some_and(|bits| bits & 0x80 != 0)
+        {
+            check_answer(answer);
+            assert_eq!(segment_bytes, 0);
+            self.seen.answered += 1;
+            return self.may_fail(&[EAGAIN, ENOBUFS, EINTR, ENETUNREACH]);
+        }
         self.may_fail(&[EAGAIN, ENOBUFS, ENOMEM, EMSGSIZE, EINVAL, EIO, EINTR, ENETUNREACH])?;
         let plain = to.port() == 3;
         let size: usize = datagrams.iter().map(|piece| piece.len()).sum();
@@ -211,7 +235,7 @@ impl Kernel for Memory {
         let rows = size.div_ceil(step);
         assert!(rows <= self.max_segments, "a train of {rows} datagrams");
         if let [whole] = datagrams {
-            whole.chunks(step).for_each(|row| check_datagram(row, plain, self.mtu_bytes));
+            whole.chunks(step).for_each(|row| check_datagram(row, plain, self.mtu_bytes, self.epoch));
         } else {
             // As the kernel cuts them: by length, whatever the pieces were.
             let mut row = std::mem::take(&mut self.row);
@@ -221,14 +245,14 @@ impl Kernel for Memory {
                 while row.len() + rest.len() >= step && !rest.is_empty() {
                     let (mine, next) = rest.split_at(step - row.len());
                     row.extend_from_slice(mine);
-                    check_datagram(&row, plain, self.mtu_bytes);
+                    check_datagram(&row, plain, self.mtu_bytes, self.epoch);
                     row.clear();
                     rest = next;
                 }
                 row.extend_from_slice(rest);
             }
             if !row.is_empty() {
-                check_datagram(&row, plain, self.mtu_bytes);
+                check_datagram(&row, plain, self.mtu_bytes, self.epoch);
             }
             self.row = row;
         }

@@ -9,7 +9,7 @@ use podwire_engine::bucket::Bucket;
 use podwire_engine::decide::Place;
 use podwire_engine::model::Limit;
 use podwire_engine::table::{Entry, Table};
-use podwire_engine::view::{Holders, Holding, Leads, Map, Peer, Port, Routes};
+use podwire_engine::view::{Holders, Holding, Known, Leads, Map, Peer, Port, Routes};
 
 use crate::random::Random;
 
@@ -20,6 +20,10 @@ pub const PORTS: usize = 6;
 pub const PEERS: usize = 23;
 /// What the policed Pod may receive: enough that some passes, little enough that some does not.
 const POLICED: Limit = Limit { bytes_per_s: 5_000_000, burst_bytes: 100_000 };
+
+/// Of nodes, on either side of where the byte on the wire goes round; None where the table keeps no count.
+const EPOCHS: [Option<u8>; 7] = [None, None, Some(255), Some(0), Some(1), Some(2), Some(3)];
+const NOTHING: Known = Known { offload: true, epoch: None, up: true, mtu_bytes: 0 };
 
 pub struct Site {
     place: Place,
@@ -45,12 +49,17 @@ impl Site {
         for slot in 0..PORTS {
             site.attach(slot);
         }
-        site.route(&[true; PEERS], true);
+        site.route(&[Some(NOTHING); PEERS], true, 0);
         site
     }
 
     pub fn place(&self) -> Place {
         self.place.clone()
+    }
+
+    /// The node's own.
+    pub fn epoch(&self) -> u8 {
+        self.place.routes.epoch
     }
 
     fn next_serial(&mut self) -> u64 {
@@ -98,7 +107,8 @@ impl Site {
         self.place.holders = Arc::new(holders);
     }
 
-    fn route(&mut self, present: &[bool; PEERS], egress: bool) {
+    /// Route to the peers of which something is known. Whoever was there stays the same peer.
+    fn route(&mut self, known: &[Option<Known>; PEERS], egress: bool, epoch: u8) {
         let mut leads = vec![Leads::Nowhere, Leads::OwnSubnet, Leads::Cluster, Leads::Never];
         let mut entries = Vec::new();
         let mut add = |address: IpAddr, prefix_bits: u32, value: usize| {
@@ -120,10 +130,14 @@ impl Site {
         let mut peers: Vec<Option<Arc<Peer>>> = vec![None; PEERS];
         let mut by_endpoint = Map::default();
         let mut by_host = Map::default();
-        for slot in (0..PEERS).filter(|&slot| present[slot]) {
+        for slot in 0..PEERS {
             let number = slot as u8 + 2;
-            let serial = self.next_serial();
-            peers[slot] = Some(Arc::new(Peer::new(serial, endpoint(number), number != 3, self.mtu_bytes)));
+            let Some(known) = known[slot] else { continue };
+            let known = Known { offload: number != 3, ..known };
+            peers[slot] = Some(Arc::new(match self.place.peer(slot) {
+                Some(same) => same.knowing(known, self.mtu_bytes),
+                None => Peer::new(self.next_serial(), endpoint(number), known, self.mtu_bytes),
+            }));
             by_endpoint.insert(endpoint(number), slot);
             by_host.insert(endpoint(number).ip(), Some(slot));
             leads.push(Leads::Peer(slot));
@@ -138,17 +152,26 @@ impl Site {
             by_host,
             egress,
             node_addresses: vec![v4(1, 1).into(), v6(1, 1).into()],
+            epoch,
         });
     }
 
-    /// Attach, detach, or replace the routes: every peer is made anew, trains and full path MTU with it.
+    /// Attach, detach, or replace the routes. Who is left out for once is made anew, trains and full path MTU with it.
     pub fn change(&mut self, random: &mut Random) {
         let gone = self.place.ports.iter().position(Option::is_none);
         let slot = gone.unwrap_or_else(|| random.below(PORTS));
         match (random.below(3), self.place.ports[slot].is_some()) {
             (0, true) if random.once_in(6) => self.detach(slot),
             (0, _) => self.attach(slot),
-            _ => self.route(&std::array::from_fn(|_| !random.once_in(25)), !random.once_in(4)),
+            _ => {
+                let known: [_; PEERS] = std::array::from_fn(|_| (!random.once_in(10)).then(|| known(random)));
+                self.route(&known, !random.once_in(4), random.next() as u8);
+            }
         }
     }
+}
+
+fn known(random: &mut Random) -> Known {
+    let mtu_bytes = random.pick(&[0, 0, 0, 1300, 600, 1, 9000]);
+    Known { epoch: random.pick(&EPOCHS), up: !random.once_in(8), mtu_bytes, ..NOTHING }
 }

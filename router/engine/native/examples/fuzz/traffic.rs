@@ -18,6 +18,9 @@ const INTERESTING: [u8; 28] = [
     0, 1, 2, 4, 5, 6, 7, 8, 15, 16, 17, 20, 39, 40, 41, 44, 58, 60, 63, 64, 0x45, 0x4F, 0x60, 127, 128, 0x81, 254, 255,
 ];
 const GSO_SIZES: [u16; 17] = [1, 7, 8, 100, 255, 256, 257, 536, 1000, 1300, 1392, 1400, 1412, 1432, 2000, 8900, 65000];
+/// What senders say: of the moment, ahead of it or behind, as site.rs knows it.
+const EPOCHS: [u8; 7] = [255, 0, 1, 1, 2, 3, 130];
+const PROBE_BYTES: usize = 28;
 const SIZES: [usize; 13] = [0, 1, 18, 18, 64, 300, 552, 1000, 1400, 1413, 3000, 8900, 9000];
 /// Fourth and third byte of destinations in 10.42/16; 255 for one outside of it.
 #[rustfmt::skip]
@@ -297,6 +300,9 @@ fn small_frame(random: &mut Random, host: u8) -> Vec<u8> {
 
 /// The rows that a peer would make of a super-packet: numbered segments, or packets that only follow each other.
 fn train(random: &mut Random, node: u8) -> Rows {
+    if random.once_in(16) {
+        return probes(random);
+    }
     let payload_bytes = random.pick(&[1, 20, 100, 200, 255, 256, 257, 536, 1000, 1300, 1380]);
     let ends = ends(random, (node, 3));
     let protocol = random.pick(&[TCP, UDP]);
@@ -309,8 +315,15 @@ fn train(random: &mut Random, node: u8) -> Rows {
     let step = encap_bytes + first.len();
     let count = 1 + random.below((MOST_TRAIN_BYTES / step).clamp(1, 80));
     let (base, frame_id) = (random.pick(&[0, 0, 0, 5, 250u8]), random.next() as u16);
+    let mut epoch = random.pick(&EPOCHS);
     let mut bytes = Vec::new();
     for row in 0..count {
+        if step >= PROBE_BYTES && random.once_in(60) {
+            bytes.extend_from_slice(&probe(random, step));
+        }
+        if random.once_in(60) {
+            epoch = random.pick(&EPOCHS);
+        }
         if plain {
             bytes.extend_from_slice(&geneve::encode_plain(VNI, version));
         } else {
@@ -318,7 +331,7 @@ fn train(random: &mut Random, node: u8) -> Rows {
             if segments {
                 flags |= geneve::SEGMENT | if row + 1 == count { geneve::LAST_SEGMENT } else { 0 };
             }
-            let mut encap = geneve::encode(VNI, version, flags, csum_offset, l4 as u16, frame_id);
+            let mut encap = geneve::encode(VNI, version, flags, csum_offset, l4 as u16, frame_id, epoch);
             encap[geneve::INDEX_AT] = base.wrapping_add(row as u8);
             bytes.extend_from_slice(&encap);
         }
@@ -337,6 +350,25 @@ fn train(random: &mut Random, node: u8) -> Rows {
         }
     }
     Rows { bytes, step }
+}
+
+/// Nothing but probes, of one size.
+fn probes(random: &mut Random) -> Rows {
+    let step = random.pick(&[PROBE_BYTES, PROBE_BYTES, 29, 500, 1472]);
+    let bytes = (0..1 + random.below(8)).flat_map(|_| probe(random, step)).collect();
+    Rows { bytes, step }
+}
+
+/// A row of `size` bytes: a probe that asks or answers, the latter right in the smallest row alone.
+fn probe(random: &mut Random, size: usize) -> Vec<u8> {
+    let mut made = vec![0; size];
+    (made[0], made[1]) = (5, 0xC0);
+    made[4..8].copy_from_slice(&(VNI << 8).to_be_bytes());
+    made[8..12].copy_from_slice(&[0xFF, 0xFF, 0x82, 4]);
+    made[12] = random.pick(&[1, 1, 1, 2, 0]);
+    put16(&mut made, 14, size as u16);
+    random.fill(&mut made[16..PROBE_BYTES]);
+    made
 }
 
 /// Make it the last of a super-packet: less payload, and closing flags.

@@ -18,6 +18,7 @@ pub const LAST_SEGMENT: u8 = 4;
 pub const FLAGS_AT: usize = 12;
 pub const FRAME_ID_AT: usize = 16;
 pub const INDEX_AT: usize = 18;
+pub const EPOCH_AT: usize = 19;
 
 /// A decoded header; the inner packet starts `header_bytes` into the datagram.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -29,11 +30,18 @@ pub struct Encapsulation {
     pub csum_start: u16,
     pub frame_id: u16,
     pub index: u8,
+    /// Of the sender, modulo 256; None without Podwire's option.
+    pub epoch: Option<u8>,
 }
 
 impl Encapsulation {
     pub fn is_partial(&self) -> bool {
         self.flags & PARTIAL_CHECKSUM != 0
+    }
+
+    /// Tell whether it was sent in an earlier epoch than that: behind it by serial number arithmetic (RFC 1982).
+    pub fn is_older(&self, epoch: u8) -> bool {
+        self.epoch.is_some_and(|own| own.wrapping_sub(epoch) & 0x80 != 0)
     }
 }
 
@@ -49,6 +57,7 @@ pub fn encode(
     csum_offset: u8,
     csum_start: u16,
     frame_id: u16,
+    epoch: u8,
 ) -> [u8; HEADER_BYTES] {
     let mut header = [0; HEADER_BYTES];
     header[0] = (OPTION_BYTES >> 2) as u8;
@@ -60,6 +69,7 @@ pub fn encode(
     header[13] = csum_offset;
     header[14..16].copy_from_slice(&csum_start.to_be_bytes());
     header[FRAME_ID_AT..FRAME_ID_AT + 2].copy_from_slice(&frame_id.to_be_bytes());
+    header[EPOCH_AT] = epoch;
     header
 }
 
@@ -72,12 +82,14 @@ pub fn encode_plain(vni: u32, ip_version: u8) -> [u8; BASE_BYTES] {
 }
 
 /// Check the header of a datagram, or say why it is dropped.
+///
+/// A control packet of this network is `BadEncapsulation`: it holds no packet, but may be a probe (probe.rs).
 pub fn decode(datagram: &[u8], vni: u32) -> Result<Encapsulation, DropReason> {
     if datagram.len() < BASE_BYTES {
         return Err(DropReason::BadEncapsulation);
     }
-    // A version not known; a control packet, of which there are none yet.
-    if datagram[0] >> 6 != 0 || datagram[1] & 0x80 != 0 {
+    if datagram[0] >> 6 != 0 {
+        // A version not known.
         return Err(DropReason::BadEncapsulation);
     }
     if be32(datagram, 4) >> 8 != vni {
@@ -89,7 +101,7 @@ pub fn decode(datagram: &[u8], vni: u32) -> Result<Encapsulation, DropReason> {
         _ => return Err(DropReason::BadEncapsulation),
     };
     let header_bytes = BASE_BYTES + (usize::from(datagram[0] & 0x3F) << 2);
-    if datagram.len() < header_bytes {
+    if datagram[1] & 0x80 != 0 || datagram.len() < header_bytes {
         return Err(DropReason::BadEncapsulation);
     }
     let plain = Encapsulation { header_bytes, ip_version, ..Default::default() };
@@ -109,6 +121,7 @@ fn with_option(encap: Encapsulation, option: &[u8]) -> Encapsulation {
         csum_start: be16(option, 2),
         frame_id: be16(option, 4),
         index: option[6],
+        epoch: Some(option[7]),
         ..encap
     }
 }

@@ -109,6 +109,7 @@ impl Merger {
             if (flags != encap.flags && !last)
                 || be16(bytes, at + geneve::FRAME_ID_AT) != encap.frame_id
                 || usize::from(bytes[at + geneve::INDEX_AT]) != usize::from(encap.index) + count
+                || encap.epoch != Some(bytes[at + geneve::EPOCH_AT])
             {
                 break;
             }

@@ -4,5 +4,6 @@ pub mod fragment;
 pub mod geneve;
 pub mod merge;
 pub mod packet;
+pub mod probe;
 pub mod shape;
 pub mod split;

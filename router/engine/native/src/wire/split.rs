@@ -51,16 +51,17 @@ impl Splitter {
 
     /// Cut the next train off a super-packet checked by `Shape::of_super_packet`: its payload from byte `start` on.
     ///
-    /// With `offload` false the datagrams are plain Geneve with finished checksums.
+    /// With an `epoch` of this node the datagrams have our option; without they are plain Geneve with finished checksums.
     pub fn cut(
         &mut self,
         packet: &[u8],
         header: &IpHeader,
         vnet: &VnetHeader,
         shape: &Shape,
-        offload: bool,
+        epoch: Option<u8>,
         start: usize,
     ) -> Cut {
+        let offload = epoch.is_some();
         let encap_bytes = if offload { geneve::HEADER_BYTES } else { geneve::BASE_BYTES };
         let step = usize::from(vnet.gso_size);
         let head_bytes = encap_bytes + shape.header_bytes;
@@ -74,7 +75,7 @@ impl Splitter {
         let stride = if gathered { head_bytes } else { row_bytes };
 
         self.first.clear();
-        if offload {
+        if let Some(epoch) = epoch {
             self.frame_id = self.frame_id.wrapping_add(1);
             let flags = geneve::PARTIAL_CHECKSUM | geneve::SEGMENT;
             let encap = geneve::encode(
@@ -84,6 +85,7 @@ impl Splitter {
                 shape.csum_offset as u8,
                 shape.l4 as u16,
                 self.frame_id,
+                epoch,
             );
             self.first.extend_from_slice(&encap);
         } else {

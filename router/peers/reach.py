@@ -1,4 +1,4 @@
-"""Which peers the kernel has no way to. Sends nothing: a peer whose node is gone without a trace is not seen here."""
+"""Which peers the kernel has no way to. Sends nothing: whether they answer is the prober's to find."""
 
 from __future__ import annotations
 
@@ -12,37 +12,32 @@ from router.model import Endpoint, Node
 
 _MOST_PEERS = 4096
 """Looked at in one go, some 20 ms; in a larger cluster those after them are taken for reachable."""
-_MOST_NAMED = 16
 _KEPT_S = 2.0
 
 
 class Reach:
-    """What was found last, for the moment it stays true: a status may be asked for often."""
+    """Why there is no way to a peer, as found last, for the moment it stays true: a status may be asked for often."""
 
     def __init__(self, own: Endpoint) -> None:
         self._own = own
         self._looked_s = float("-inf")
-        self._found: tuple[int, tuple[str, ...]] = (0, ())
+        self._found: dict[str, str] = {}
 
-    def unreachable(self, peers: Collection[Node]) -> tuple[int, tuple[str, ...]]:
-        """Return how many peers there is no way to, and some of them with the reason."""
+    def unreachable(self, peers: Collection[Node]) -> dict[str, str]:
+        """Return the names of the peers there is no way to, and why."""
         now_s = time.monotonic()
         if now_s - self._looked_s > _KEPT_S:
             self._found = self._look(peers)
             self._looked_s = now_s
         return self._found
 
-    def _look(self, peers: Collection[Node]) -> tuple[int, tuple[str, ...]]:
+    def _look(self, peers: Collection[Node]) -> dict[str, str]:
         down = link_down(self._own.address)
-        count = 0
-        named: list[str] = []
+        found = {}
         for _, node in zip(range(_MOST_PEERS), peers, strict=False):
-            why = down or self._no_way(node.endpoint)
-            if why:
-                count += 1
-                if len(named) < _MOST_NAMED:
-                    named.append(f"{node.name} at {node.endpoint}: {why}")
-        return count, tuple(named)
+            if why := down or self._no_way(node.endpoint):
+                found[node.name] = why
+        return found
 
     def _no_way(self, endpoint: Endpoint) -> str:
         family = socket.AF_INET6 if endpoint.address.version == 6 else socket.AF_INET

@@ -1,0 +1,1 @@
+"""The other nodes' routers: whether they answer, how fast, and how much their path carries."""
