@@ -26,6 +26,9 @@ _log = logging.getLogger(__name__)
 MOST_PER_S = 500
 _LATE_S = 0.75
 """So late the thread runs only when the whole machine is out of breath: then the peers' silence means nothing."""
+_MOST_REST_S = 1.0
+_REST_SHARE = 4
+"""For each second that news took to come into force, so many without."""
 _SEQUENCES = 1 << 32
 
 
@@ -86,6 +89,10 @@ class Prober:
         self._told: dict[str, tuple[PeerState, int]] = {}
         self._last_heard: dict[str, int] = {}
         self._due: list[tuple[float, str]] = []
+        self._touched: set[str] = set()
+        """Peers of which there may be news."""
+        self._rest_until_s = 0.0
+        """No news before: to put them into force takes time that thousands of flips must not take up."""
         self._sequence = 1
         self._inbox: queue.SimpleQueue[tuple[Endpoint, bytes, int] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -170,17 +177,17 @@ class Prober:
 
     def _round(self) -> None:
         """Wait for an answer or for a peer that is due, and see to both."""
-        wait_s = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
+        due_s = min([at_s for at_s, _ in self._due[:1]] + ([self._rest_until_s] if self._touched else []), default=None)
+        wait_s = None if due_s is None else max(0.0, due_s - time.monotonic())
         try:
             message = self._inbox.get(timeout=wait_s)
         except queue.Empty:
             message = None
         late_s = time.monotonic() - self._due[0][0] if self._due else 0.0
         with self._lock:
-            touched = set()
             while True:
                 if message is not None and (name := self._answer(*message)):
-                    touched.add(name)
+                    self._touched.add(name)
                 try:
                     message = self._inbox.get_nowait()
                 except queue.Empty:
@@ -188,10 +195,16 @@ class Prober:
             if late_s > _LATE_S:
                 for health in self._healths.values():
                     health.slept(late_s)
-            touched |= self._ask(time.monotonic())
-            changes = [change for name in sorted(touched) if (change := self._news(name))]
+            self._touched |= self._ask(time.monotonic())
+            began_s = time.monotonic()
+            if began_s < self._rest_until_s:
+                return
+            changes = [change for name in sorted(self._touched) if (change := self._news(name))]
+            self._touched.clear()
         if changes:
             self._changed(changes)
+            ended_s = time.monotonic()
+            self._rest_until_s = ended_s + min(_MOST_REST_S, _REST_SHARE * (ended_s - began_s))
 
     def _answer(self, endpoint: Endpoint, answer: bytes, received_ns: int) -> str | None:
         read = probe.decode(answer, 0, len(answer))
