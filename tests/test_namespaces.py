@@ -72,7 +72,6 @@ def test_masquerading_ends_when_it_is_switched_off(make_lab: Callable[..., Lab])
     node.stop()
     config = node.state_dir.parent / "router.toml"
     config.write_text("masquerade = false\n")
-    lab_args = node._router_args  # the lab starts its routers with the flags it was made with
-    node._router_args = (*lab_args, "--config", str(config))
+    node.router_args = (*node.router_args, "--config", str(config))
     node.start()
     assert "masquerade" not in node.run(["nft", "list", "ruleset"]).stdout

@@ -30,6 +30,8 @@ class LabNode:
 
     def __init__(self, ledger: Ledger, lab_plan: LabPlan, plan: NodePlan) -> None:
         self._lab_plan = lab_plan
+        self.router_args = lab_plan.router_args
+        """More flags of its router, from its next start on."""
         self.plan = plan
         self.name = plan.name
         self.netns = plan.netns
@@ -146,7 +148,7 @@ class LabNode:
             command += ["--network", str(network)]
         for flag, value in settings.items():
             command += [flag, str(value)]
-        return [*command, *self._lab_plan.router_args]
+        return [*command, *self.router_args]
 
     def _listens(self) -> bool:
         with socket.socket(socket.AF_UNIX) as probe:
