@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -32,9 +33,12 @@ PREFIX = "/podwire"
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port below those that the kernel gives to outgoing connections: none of them can take it meanwhile."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def until(fulfilled: Callable[[], object], what: object = "", timeout_s: float = DEADLINE_S) -> None:
@@ -110,8 +114,8 @@ class Server:
 @contextmanager
 def server(folder: Path, *flags: str, scheme: str = "http") -> Iterator[Server]:
     made = Server(folder, *flags, scheme=scheme)
-    made.start()
     try:
+        made.start()
         yield made
     finally:
         made.kill()

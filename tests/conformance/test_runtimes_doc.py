@@ -31,6 +31,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess
         f"echo '=== {number}'\n{paste if 'systemctl' in block else ''}{block}"
         for number, block in enumerate(blocks("sh"))
     )
+    # There is no second machine here, and the doctor would say so.
+    script = re.sub(r"(?m)^podwire subnets set beta .*\n", "", script)
     done = private_node.run(script, tmp_path_factory.mktemp("node"), image)
     assert done.returncode == 0, done.stderr
     return done
