@@ -150,13 +150,14 @@ class Cluster:
     def _apply(self, table: SubnetTable) -> None:
         """Put a checked table into force."""
         assert self._engine is not None
+        others = self._others(table)
         with self._changing:
             snapshot = self._routes.snapshot(table, self._found())
-            self._take_subnets(self._tables.own_subnets(table), self._others(table))
+            self._take_subnets(self._tables.own_subnets(table), others)
             self._engine.replace_routes(snapshot)
             self._enacted = table
         if self._prober is not None:
-            self._prober.watch(self._others(table))
+            self._prober.watch(others)
 
     def _announce(self, table: SubnetTable) -> None:
         """Tell of a table that is in force."""

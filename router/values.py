@@ -96,24 +96,27 @@ def read_path(value: object) -> Path:
     return Path(value if isinstance(value, Path) else read_text(value))
 
 
-def read_prefixes(value: object) -> tuple[Prefix, ...]:
-    """Read prefixes, in a list or with commas."""
+def _listed(value: object, what: str) -> tuple[str, ...]:
+    """Read texts, in a list or with commas; `what` says of what, with an example."""
     entries = value.replace(",", " ").split() if isinstance(value, str) else value
     if not isinstance(entries, list | tuple) or not entries:
-        raise ValueError(f"{value!r} must be a list of prefixes, such as 10.32.0.0/12")
-    return tuple(parse_prefix(read_text(entry)) for entry in entries)
+        raise ValueError(f"{value!r} must be a list of {what}")
+    return tuple(map(read_text, entries))
+
+
+def read_prefixes(value: object) -> tuple[Prefix, ...]:
+    """Read prefixes, in a list or with commas."""
+    return tuple(map(parse_prefix, _listed(value, "prefixes, such as 10.32.0.0/12")))
 
 
 def read_runtimes(value: object) -> tuple[str, ...]:
     """Read runtimes to ask."""
-    entries = value.replace(",", " ").split() if isinstance(value, str) else value
-    if not isinstance(entries, list | tuple) or not entries:
-        raise ValueError(f"{value!r} must be a list of runtimes, such as containerd:/run/containerd/containerd.sock")
+    entries = _listed(value, "runtimes, such as containerd:/run/containerd/containerd.sock")
     for entry in entries:
-        kind, _, path = read_text(entry).partition(":")
+        kind, _, path = entry.partition(":")
         if entry != "podman" and (kind != "containerd" or not path.startswith("/")):
             raise ValueError(f"{entry!r} must be containerd:/PATH/OF/ITS/SOCKET, or podman")
-    return tuple(entries)
+    return entries
 
 
 def read_endpoint(value: object) -> Endpoint:
@@ -132,11 +135,9 @@ def read_listen(value: object) -> Endpoint:
 
 def read_urls(value: object) -> tuple[str, ...]:
     """Read URLs of servers, in a list or with commas: scheme, host and port."""
-    entries = value.replace(",", " ").split() if isinstance(value, str) else value
-    if not isinstance(entries, list | tuple) or not entries:
-        raise ValueError(f"{value!r} must be a list of URLs, such as http://192.0.2.10:2379")
+    entries = _listed(value, "URLs, such as http://192.0.2.10:2379")
     for entry in entries:
-        if not re.fullmatch(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}", read_text(entry).rstrip("/")):
+        if not re.fullmatch(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}", entry.rstrip("/")):
             raise ValueError(f"{entry!r} must be http://HOST:PORT or https://HOST:PORT")
     return tuple(entry.rstrip("/") for entry in entries)
 

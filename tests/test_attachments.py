@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from ipaddress import IPv4Network, ip_interface
-from pathlib import Path
 
 import pytest
 
 from benchmarks.contenders.interface import Way
+from benchmarks.cpu import read_cpu_time
 from benchmarks.measures.flow import Flow
 from benchmarks.namespace import Namespace
 from shim.answers import AttachmentKey
@@ -245,8 +245,8 @@ def way(source: LabPod, target: LabPod) -> Way:
 
 
 def cpu_s(pid: int | None) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100  # USER_HZ
+    assert pid is not None
+    return read_cpu_time([pid]).processes_s
 
 
 def test_two_hundred_pods_and_twenty_more_under_traffic(lab: Lab, client: Client) -> None:

@@ -26,7 +26,7 @@ PAYLOADS = [0, 1, 7, 999, 1000, 1001, 1999, 2000, 2001, 12_345, 63_999, 64_000]
 
 
 def split(
-    received: bytes, max_segments: int = 128, offload: bool = True, splitter: Splitter | None = None
+    received: bytes, max_segments: int = 128, offload: bool = True, splitter: Splitter | None = None, epoch: int = 0
 ) -> list[Train]:
     packet = memoryview(received)[10:]
     vnet = VnetHeader.read(received, 0)
@@ -34,7 +34,7 @@ def split(
     assert header is not None
     shape = gso_shape(packet, header, vnet)
     assert shape is not None
-    trains = (splitter or Splitter(VNI, max_segments)).split(packet, header, vnet, shape, offload)
+    trains = (splitter or Splitter(VNI, max_segments)).split(packet, header, vnet, shape, offload, epoch)
     assert sum(train.packets for train in trains) == packets_in(len(packet), shape, vnet.gso_size)
     return [train._replace(datagrams=memoryview(bytes(train.datagrams))) for train in trains]
 
@@ -295,16 +295,11 @@ def test_rows_of_different_epochs_stay_apart(
 
 def test_a_splitter_tells_the_epoch() -> None:
     received = frame(ip("10.42.1.2", "10.42.2.3", TCP, tcp(bytes(2000))), TCP, gso_size=300)
-    packet, vnet = memoryview(received)[10:], VnetHeader.read(received, 0)
-    header = parse_ip(packet, 0, len(packet))
-    assert header is not None
-    shape = gso_shape(packet, header, vnet)
-    assert shape is not None
     splitter = Splitter(VNI)
     for epoch in (0, 255, 3):
-        for train in splitter.split(packet, header, vnet, shape, epoch=epoch):
+        for train in split(received, splitter=splitter, epoch=epoch):
             assert {inner(row)[1].epoch for row in rows(train)} == {epoch}
-        for train in splitter.split(packet, header, vnet, shape, offload=False, epoch=epoch):
+        for train in split(received, splitter=splitter, offload=False, epoch=epoch):
             assert {inner(row)[1].epoch for row in rows(train)} == {None}
 
 

@@ -13,8 +13,9 @@ from typing import NoReturn
 import click
 from rich.console import Console
 
+from benchmarks.figures import percentile
 from benchmarks.namespace import sweep
-from benchmarks.simulation.report import Run, plot, quantile, show
+from benchmarks.simulation.report import Run, plot, show
 from benchmarks.simulation.scenario import Play
 from benchmarks.simulation.stage import Stage
 
@@ -70,7 +71,7 @@ def main(
         bound_s = _JOIN_PROMISE_S.get(run["nodes"])
         if bound_s is not None:
             join = next(each for each in run["scenarios"] if each["name"] == "join")
-            found_s = quantile(join["seconds"], 0.99)
+            found_s = percentile(join["seconds"], 99)
             kept &= found_s <= bound_s
             out.print(f"a join among {run['nodes']}: p99 {found_s:.3f} s, promised {bound_s} s")
     if plot_path is not None:

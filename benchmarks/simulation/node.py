@@ -11,6 +11,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
 from typing import Any
 
+from router import rest
 from router.config import Etcd, Settings
 from router.errors import Refusal
 from router.model import Endpoint, Node, SubnetTable
@@ -21,7 +22,6 @@ from router.subnets.etcd.claimant import Wish
 from router.subnets.etcd.client import Client
 from router.subnets.etcd.layout import Config, Layout
 from router.subnets.etcd.member import Member
-from router.subnets.etcd.relay import MOST_REST_S
 from router.subnets.source import Lease, SourceState
 from router.subnets.tables import Tables
 
@@ -143,7 +143,7 @@ class SimulatedNode:
         except Refusal as refusal:
             self.refused.append(refusal.message)
         now_s = time.monotonic()
-        self._rested_s = now_s + min(MOST_REST_S, 4 * (now_s - self._due_s))
+        self._rested_s = now_s + rest.after_s(now_s - self._due_s)
 
     def table_refused(self, message: str) -> None:
         self.refused.append(message)

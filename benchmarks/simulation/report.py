@@ -9,14 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.figures import percentile
+
 Run = dict[str, Any]
 """Of one simulation: nodes, crowds, ttl_s, machine, and scenarios as of `scenario.Outcome`."""
-
-
-def quantile(seconds: Sequence[float], share: float) -> float:
-    """Return the smallest number that at least that share is not above."""
-    ordered = sorted(seconds)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def show(out: Console, run: Run) -> None:
@@ -26,7 +22,7 @@ def show(out: Console, run: Run) -> None:
         column.justify = "right"
     for each in run["scenarios"]:
         seconds = each["seconds"]
-        table.add_row(each["title"], *(f"{quantile(seconds, share):.3f} s" for share in (0.5, 0.99, 1.0)))
+        table.add_row(each["title"], *(f"{percentile(seconds, percent):.3f} s" for percent in (50, 99, 100)))
     out.print(table)
     for each in run["scenarios"]:
         if each["notes"]:

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cpu import read_cpu_time
 from benchmarks.namespace import Namespace, end
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -48,8 +49,7 @@ class Store:
     @property
     def cpu_s(self) -> float:
         """Processor time it has used."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / 100  # USER_HZ
+        return read_cpu_time([self._process.pid]).processes_s
 
 
 class Crowd:

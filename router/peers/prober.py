@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from router import rest
 from router.model import Endpoint, Node
 from router.peers.health import PERIOD_S, Health, PeerState
 from router.wire import probe
@@ -26,9 +27,6 @@ _log = logging.getLogger(__name__)
 MOST_PER_S = 500
 _LATE_S = 0.75
 """So late the thread runs only when the whole machine is out of breath: then the peers' silence means nothing."""
-_MOST_REST_S = 1.0
-_REST_SHARE = 4
-"""For each second that news took to come into force, so many without."""
 _SEQUENCES = 1 << 32
 
 
@@ -204,7 +202,7 @@ class Prober:
         if changes:
             self._changed(changes)
             ended_s = time.monotonic()
-            self._rest_until_s = ended_s + min(_MOST_REST_S, _REST_SHARE * (ended_s - began_s))
+            self._rest_until_s = ended_s + rest.after_s(ended_s - began_s)
 
     def _answer(self, endpoint: Endpoint, answer: bytes, received_ns: int) -> str | None:
         read = probe.decode(answer, 0, len(answer))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
+from benchmarks.cpu import read_cpu_time
 from shim.answers import Status
 from shim.lab import Lab
 from shim.lab.errors import LabError
@@ -125,10 +125,10 @@ def test_traffic_goes_on_without_the_store_and_routers_are_idle(lab: Lab, ending
     getattr(lab.store, ending)()
     with Pump(source, target, target.addresses[0], pause_s=0.02) as pump:
         eventually(lambda: not status(lab.nodes[0]).source.connected, timeout_s=30, what="the store missed")  # type: ignore[union-attr]
-        began_s, cpu_s = time.monotonic(), idle_cpu_s(lab.nodes[2])
+        began_s, before_s = time.monotonic(), cpu_s(lab.nodes[2])
         moved = pump.received_bytes
         eventually(lambda: time.monotonic() - began_s > TTL_S + 2, timeout_s=60, what="a TTL to pass")
-        used_s = (idle_cpu_s(lab.nodes[2]) - cpu_s) / (time.monotonic() - began_s)
+        used_s = (cpu_s(lab.nodes[2]) - before_s) / (time.monotonic() - began_s)
         assert pump.received_bytes > moved
         print(f"\na router without traffic and store takes {used_s:.1%} of a core")
         assert used_s < 0.25, "it spins"
@@ -163,8 +163,7 @@ def tally_of(node: LabNode) -> int:
     return sum(peer.tally.dropped.get("spoofed_source", 0) for peer in counters(node).peers)
 
 
-def idle_cpu_s(node: LabNode) -> float:
+def cpu_s(node: LabNode) -> float:
     """Return the processor time a router has used."""
     assert node.pid is not None
-    fields = Path(f"/proc/{node.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
+    return read_cpu_time([node.pid]).processes_s

@@ -16,7 +16,7 @@ from operator import attrgetter
 
 from router.errors import Refusal
 from router.model import Node
-from router.subnets.etcd.backoff import Backoff
+from router.subnets.backoff import Backoff
 from router.subnets.etcd.claimant import Hold, Wish
 from router.subnets.etcd.client import Client
 from router.subnets.etcd.connection import DEADLINE_S

@@ -6,13 +6,10 @@ import logging
 import threading
 import time
 
+from router import rest
 from router.model import Node
 from router.subnets.etcd.member import tell_table
 from router.subnets.source import Lease, Listener, SourceState
-
-MOST_REST_S = 1.0
-_SHARE = 4
-"""For each second that a table took to come into force, so many without: a storm of thousands must leave time for others."""
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +92,6 @@ class Relay:
                 self._told = table
                 began_s = time.monotonic()
                 self.refused = tell_table(listener, table)
-                rest_s = min(MOST_REST_S, _SHARE * (time.monotonic() - began_s))
+                rest_s = rest.after_s(time.monotonic() - began_s)
                 with self._condition:
                     self._condition.wait_for(lambda: self._stopped, rest_s)

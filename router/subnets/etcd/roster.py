@@ -18,20 +18,17 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol
 
+from router import rest
 from router.errors import Refusal
 from router.model import Endpoint, Node, Prefix
-from router.subnets.etcd.backoff import Backoff
+from router.subnets.backoff import Backoff
 from router.subnets.etcd.client import Client
 from router.subnets.etcd.errors import EtcdError, Reason
 from router.subnets.etcd.layout import Layout, Row, read_row
 from router.subnets.etcd.transaction import Change, Get, GetAll, Stored
 
 GATHER_S = 0.05
-"""How long changes are gathered before they are told."""
-MOST_GATHER_S = 1.0
-"""… in a storm, when to tell of them takes a good part of the time: a fifth of it is enough."""
-_SHARE = 4
-"""For each second that telling took, so many without."""
+"""How long changes are gathered before they are told; longer in a storm (rest.py)."""
 PROGRESS_S = 10.0
 """After how long a silence the server is asked whether it is there."""
 
@@ -196,7 +193,7 @@ class Roster:
             follower.row_changed()
         if self._publishing is None:
             now_s = self._now_s()
-            if now_s - self._publish_due_s > MOST_GATHER_S:
+            if now_s - self._publish_due_s > rest.MOST_S:
                 self._gather_s = GATHER_S  # the storm is over
             self._publish_due_s = now_s + self._gather_s
             self._publishing = asyncio.get_running_loop().call_at(self._publish_due_s, self._publish)
@@ -255,7 +252,7 @@ class Roster:
             for follower in self._all_followers():
                 follower.roster_changed()
         # Lateness counts as work: then it is others of this loop that have too much of it.
-        self._gather_s = min(MOST_GATHER_S, max(GATHER_S, _SHARE * (self._now_s() - self._publish_due_s)))
+        self._gather_s = max(GATHER_S, rest.after_s(self._now_s() - self._publish_due_s))
 
     def _cut_off(self, message: str) -> None:
         was, self.connected = self.connected, replace(self.connected, now=False, error=message)

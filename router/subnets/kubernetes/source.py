@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from functools import partial
 from router.config import Kubernetes
 from router.errors import Kind, Refusal
 from router.model import Endpoint, Node, Prefix
+from router.subnets.backoff import Backoff
 from router.subnets.kubernetes.api import NodeApi, Pace, Trouble, Watch
 from router.subnets.kubernetes.rows import Roster, Row, name_of, row_of, version_of
 from router.subnets.source import Listener, SourceState
@@ -118,7 +118,7 @@ class KubernetesSource:
     # Asking
 
     def _follow(self) -> None:
-        failures = 0
+        failing, backoff = False, Backoff(self._pace.most_wait_s, self._pace.first_wait_s)
         while not self._stopped.is_set():
             began_s, failed, self._opened = time.monotonic(), True, False
             try:
@@ -130,19 +130,19 @@ class KubernetesSource:
             except Trouble as trouble:
                 if trouble.gone:
                     self._version = ""
-                elif trouble.silent or (self._breaks > _FEW_BREAKS if self._opened else failures):
+                elif trouble.silent or (self._breaks > _FEW_BREAKS if self._opened else failing):
                     self._went(trouble.message)
             except Exception:
                 log.exception("following the Nodes of Kubernetes met a bug, and begins afresh")
                 self._version = ""
             if time.monotonic() - began_s >= self._pace.short_s:
-                failures = self._breaks = 0
+                failing, self._breaks = False, 0
+                backoff.reset()
             elif not failed:
                 failed = True
             if failed:
-                bound_s = min(self._pace.first_wait_s * 2**failures, self._pace.most_wait_s)
-                failures = min(failures + 1, 16)
-                self._stopped.wait(bound_s * random.uniform(0.5, 1.0))
+                failing = True
+                self._stopped.wait(backoff.next_s())
 
     def _list(self, deadline_s: float = float("inf")) -> dict[str, Row]:
         """Read all Nodes; only a whole list is one. Raise Trouble."""
