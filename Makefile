@@ -21,7 +21,7 @@ demo: need-root ## watch Pods on three nodes talk to each other (root, under a m
 	@scripts/setup.sh
 	@podwire demo $(ARGS)
 
-test: need-root ## run every test (root, under six minutes); ARGS="-k icmp -x" for some of them
+test: need-root ## run every test (root, ten minutes); ARGS="-k icmp -x" for some of them
 	@scripts/setup.sh dev bench
 	@python -m pytest -q $(ARGS)
 
