@@ -31,6 +31,7 @@ PROTO_DIR = ROOT / "proto"
 STUBS = Path("router/rpc/v1")
 REFERENCE = Path("docs/reference/api.md")
 LEAN = Path("shim/lean/fields.py")
+LEAN_SERVICE = "Router"
 LEAN_METHODS = ("Attach", "Detach", "Sync", "Check", "ListAttachments", "GetStatus")
 """What processes call that cannot wait for grpcio and protobuf to be imported."""
 PACKAGE = "podwire.v1"
@@ -108,7 +109,7 @@ _LEAN_KINDS = {
 def _lean(described: FileDescriptorSet) -> Iterator[str]:
     """Yield the lines of the field tables: the methods of LEAN_METHODS, and every message they can hold."""
     messages = {message.name: message for file in described.file for message in file.message_type}
-    (service,) = (service for file in described.file for service in file.service)
+    service = next(each for file in described.file for each in file.service if each.name == LEAN_SERVICE)
     methods = {
         method.name: (method.input_type.rpartition(".")[2], method.output_type.rpartition(".")[2])
         for method in service.method

@@ -144,6 +144,10 @@ class Cluster:
         """Return this node's subnets."""
         return self._tables.own_subnets()
 
+    def others(self) -> list[Node]:
+        """Return every other node of the table."""
+        return self._others(self._tables.current)
+
     def _others(self, table: SubnetTable) -> list[Node]:
         return [node for node in table.nodes if node.name != self._settings.node]
 
@@ -237,7 +241,7 @@ class Cluster:
     def peers(self) -> list[tuple[Node, Report | None]]:
         """Return every other node and what is known of its router."""
         reports = self._prober.reports() if self._prober is not None else {}
-        return [(node, reports.get(node.name)) for node in self._others(self._tables.current)]
+        return [(node, reports.get(node.name)) for node in self.others()]
 
     def unreachable(self) -> tuple[int, tuple[str, ...]]:
         """Return how many peers do not answer or have no way to them, and some of them with the reason."""

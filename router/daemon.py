@@ -28,6 +28,8 @@ from router.journal import Identity, Journal
 from router.kernel import underlay
 from router.kernel.links import local_prefixes
 from router.model import NODE_KEY, Attachment, AttachmentKey, Endpoint, Node, Prefix, SubnetTable
+from router.observe.names import Names
+from router.observe.observatory import Observatory
 from router.ports import Ports
 from router.reconcile import Reconciler
 from router.status import AttachRequest, CheckRequest, Counters, PeerStatus, Status
@@ -112,6 +114,8 @@ class Daemon:
             self._reconciler.start()
             undo.callback(self._cluster.stop)
             self._cluster.start(self._engine, Underlay(socket, self._mtu_bytes, self._path_carries))
+            self.observatory = Observatory(Names(settings.node, self.attachments, self._cluster.others), self._engine)
+            undo.callback(self.observatory.close)
             self._undo = undo.pop_all()
         _log.info(
             "node %s: engine %s, underlay %s, overlay MTU %d, subnets %s",
@@ -281,6 +285,9 @@ class Daemon:
         """Note an offload that failed at run time."""
         self._note([f"{feature} is off: {why}"])
         self.events.record(EventKind.OFFLOAD_OFF, f"{feature}: {why}", node=self._settings.node)
+
+    def question_came(self, endpoint: Endpoint, datagram: bytes, received_ns: int) -> None:
+        """Take a peer's question about a packet, or its reply."""
 
     def engine_failed(self, why: str) -> None:
         """Note a bug of the engine's."""

@@ -204,6 +204,20 @@ class DropReason(StrEnum):
     """A thread of the engine met a bug while it had the packet in hand; it has begun afresh."""
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Flow:
+    """Which packets belong together: the five-tuple of RFC 6146 section 2."""
+
+    src: Address
+    dst: Address
+    protocol: int
+    """IP protocol number: 6 TCP, 17 UDP, 132 SCTP, 1 ICMP, 58 ICMPv6."""
+    src_port: int = 0
+    """Of ICMP the type; 0 where there is none, as in fragments but the first."""
+    dst_port: int = 0
+    """Of ICMP the code."""
+
+
 @unique
 class VerdictKind(Enum):
     """What becomes of a packet."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import socket
 import types
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -12,9 +13,10 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import grpc
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from router.rpc.v1 import attachment_pb2, events_pb2, peers_pb2, router_pb2, subnets_pb2
+from router.rpc.v1 import attachment_pb2, router_pb2, subnets_pb2
 from router.rpc.v1.router_pb2_grpc import RouterStub
 from shim.answers import (
     Attachment,
@@ -24,7 +26,6 @@ from shim.answers import (
     Limits,
     ListPeersResponse,
     Node,
-    Peer,
     PortMapping,
     Status,
     SubnetChange,
@@ -262,20 +263,20 @@ def _row(node: Node) -> subnets_pb2.Node:
 
 def _read(kind: type[_A], message: Message) -> _A:
     """Make an answer of a message: fields have the same names, and types say what each becomes."""
-    return kind(**{name: read(message) for name, read in _readers(kind)})  # type: ignore[arg-type]
+    return kind(**{name: read(message) for name, read in _readers(kind, message.DESCRIPTOR)})  # type: ignore[arg-type]
 
 
 @functools.cache
-def _readers(kind: Hashable) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+def _readers(kind: Hashable, described: Descriptor) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
     hints = get_type_hints(kind)
-    return tuple((field.name, _reader(kind, field.name, hints[field.name])) for field in fields(kind))  # type: ignore[arg-type]
+    return tuple((field.name, _reader(described, field.name, hints[field.name])) for field in fields(kind))  # type: ignore[arg-type]
 
 
-def _reader(kind: Hashable, name: str, hint: Any) -> Callable[[Any], Any]:
-    if kind is Event and name == "kind":
-        return lambda message: _word(events_pb2.EventKind, "EVENT_KIND_", message.kind)
-    if kind is Peer and name == "state":
-        return lambda message: _word(peers_pb2.PeerState, "PEER_STATE_", message.state)
+def _reader(described: Descriptor, name: str, hint: Any) -> Callable[[Any], Any]:
+    enum = described.fields_by_name[name].enum_type
+    if enum is not None:
+        words = {number: _word(enum.name, value.name) for number, value in enum.values_by_number.items()}
+        return lambda message: words.get(getattr(message, name), words[0])
     if get_origin(hint) is tuple and is_dataclass(get_args(hint)[0]):
         inner: Any = get_args(hint)[0]
         return lambda message: tuple(_read(inner, each) for each in getattr(message, name))
@@ -292,7 +293,7 @@ def _reader(kind: Hashable, name: str, hint: Any) -> Callable[[Any], Any]:
     return lambda message: getattr(message, name)
 
 
-def _word(enum: Any, prefix: str, number: int) -> str:
-    """Say a number of an enum; one that is not known here as the first."""
-    known = number if number in enum.values() else 0
-    return str(enum.Name(known)).removeprefix(prefix).lower()
+def _word(enum: str, value: str) -> str:
+    """Say a value as PEER_STATE_UP of the enum PeerState in a word: up. What is not known here is said as the first."""
+    prefix = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", enum).upper() + "_"
+    return value.removeprefix(prefix).lower()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from ipaddress import ip_address, ip_interface, ip_network
+from typing import cast
 
-from router.engine.interface import EngineCounters
+from router.engine.interface import Engine, EngineCounters
 from router.errors import Kind, Refusal
 from router.events import EventKind, EventLog
 from router.model import (
@@ -19,6 +20,8 @@ from router.model import (
     SubnetTable,
     Tally,
 )
+from router.observe.names import Names
+from router.observe.observatory import Observatory
 from router.peers.health import PeerState
 from router.peers.prober import Report
 from router.status import AttachRequest, CheckRequest, Counters, PeerStatus, Status
@@ -28,11 +31,16 @@ HERE = Node("here", Endpoint(ip_address("192.0.2.1")), (ip_network("10.1.1.0/24"
 THERE = Node("there", Endpoint(ip_address("2001:db8::2"), 7000), (ip_network("10.1.2.0/24"),), offload=False, epoch=3)
 
 
+NO_ENGINE = cast(Engine, None)
+"""The control edge asks it nothing."""
+
+
 class MemoryDaemon:
     """Does what it is told and remembers what it was asked."""
 
     def __init__(self) -> None:
         self.events = EventLog()
+        self.observatory = Observatory(Names("here", self.attachments, lambda: (THERE,)), NO_ENGINE)
         self.asked: list[AttachRequest] = []
         self.checked: list[CheckRequest] = []
         self.synced: list[tuple[str, int]] = []

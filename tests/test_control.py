@@ -525,13 +525,18 @@ def test_stopping_lets_a_call_finish(daemon: MemoryDaemon, tmp_path: Path) -> No
 def test_health_and_reflection_are_served(server: Server, tmp_path: Path) -> None:
     with grpc.insecure_channel(f"unix:{tmp_path}/router.sock") as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        for service in ("", "podwire.v1.Router"):
+        for service in ("", "podwire.v1.Router", "podwire.v1.Observer"):
             answer = health.Check(health_pb2.HealthCheckRequest(service=service))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
         asked = reflection_pb2.ServerReflectionRequest(list_services="")
         answers = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([asked]))
         names = {service.name for service in next(answers).list_services_response.service}
-        assert names == {"podwire.v1.Router", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+        assert names == {
+            "podwire.v1.Observer",
+            "podwire.v1.Router",
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1alpha.ServerReflection",
+        }
 
 
 def test_calls_are_answered_while_the_interpreter_is_busy(client: Client) -> None:

@@ -12,12 +12,22 @@ from pathlib import Path
 import pytest
 
 from router.events import EventKind
-from router.rpc.v1 import attachment_pb2, counters_pb2, events_pb2, peers_pb2, router_pb2, status_pb2, subnets_pb2
+from router.rpc.v1 import (
+    attachment_pb2,
+    counters_pb2,
+    events_pb2,
+    observe_pb2,
+    peers_pb2,
+    router_pb2,
+    status_pb2,
+    subnets_pb2,
+)
 from router.status import Status
 from shim import answers
+from shim.observe import answers as observe_answers
 
 ROOT = Path(__file__).resolve().parent.parent
-STUBS = (attachment_pb2, counters_pb2, events_pb2, peers_pb2, router_pb2, status_pb2, subnets_pb2)
+STUBS = (attachment_pb2, counters_pb2, events_pb2, observe_pb2, peers_pb2, router_pb2, status_pb2, subnets_pb2)
 MESSAGES = {name: message for stubs in STUBS for name, message in stubs.DESCRIPTOR.message_types_by_name.items()}
 
 
@@ -77,7 +87,13 @@ def test_stubs_import_without_a_warning() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in vars(answers).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+    "kind",
+    [
+        kind
+        for module in (answers, observe_answers)
+        for kind in vars(module).values()
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    ],
 )
 def test_the_client_names_fields_as_the_contract_does(kind: type) -> None:
     assert [field.name for field in dataclasses.fields(kind)] == [

@@ -29,6 +29,13 @@ _JOIN_PROMISE_S = {1000: 3.0}
 @click.option("--joins", type=click.IntRange(1, 100), default=10, show_default=True, help="Nodes that join one by one.")
 @click.option("--ttl-s", type=click.IntRange(3, 300), default=15, show_default=True, help="TTL of the leases.")
 @click.option("--crowds", type=click.IntRange(2, 16), default=2, show_default=True, help="Processes the nodes live in.")
+@click.option(
+    "--followers",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    help="Of more nodes, so many keep a table of their own; all lease.",
+)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write every figure there.")
 @click.option("--load", multiple=True, type=click.Path(path_type=Path), help="Show and draw what --json wrote; repeat.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Draw all runs there (SVG).")
@@ -37,6 +44,7 @@ def main(
     joins: int,
     ttl_s: int,
     crowds: int,
+    followers: int,
     json_path: Path | None,
     load: tuple[Path, ...],
     plot_path: Path | None,
@@ -44,8 +52,8 @@ def main(
     """Simulate clusters of many nodes on a real etcd, and measure how fast tables converge.
 
     Watches, leases, tables and snapshots of all nodes are the router's own code, on this machine's clock and processors;
-    data paths are left out. A run with 1,000 nodes takes about two minutes, one with 5,000 half an hour and 20 GB. Needs root
-    (a network namespace of its own) and etcd.
+    data paths are left out. Tables take processor time by the square of the nodes: of more than --followers nodes only so many
+    keep one, and the figures of who sees whom are theirs. Needs root (a network namespace of its own) and etcd.
 
     \b
     Exit status: 0 done, and what is promised was kept (1,000 nodes: a node that joins is in the snapshots of all others
@@ -56,11 +64,12 @@ def main(
     runs: list[Run] = [run for path in load for run in json.loads(path.read_text())]
     out = Console()
     for count in [] if load else [int(text) for text in nodes.split(",")]:
-        with Stage(crowds, ttl_s) as stage:
+        one_follows_of = max(1, -(-count // followers))
+        with Stage(crowds, ttl_s, one_follows_of) as stage:
             play = Play(stage, count, joins, ttl_s, lambda text: click.echo(f"  {text}", err=True))
             outcomes = play.all()
         runs.append({
-            "nodes": count, "crowds": crowds, "ttl_s": ttl_s, "machine": f"{os.cpu_count()} processors",
+            "nodes": count, "crowds": crowds, "ttl_s": ttl_s, "followers": -(-count // one_follows_of), "machine": f"{os.cpu_count()} processors",
             "scenarios": [asdict(outcome) for outcome in outcomes],
         })  # fmt: skip
         if json_path is not None:

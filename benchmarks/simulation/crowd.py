@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.simulation.node import SimulatedNode
+from benchmarks.simulation.node import SharedRoster, SimulatedNode
 from router.config import Etcd
 from router.subnets.etcd.client import Client
 
@@ -28,8 +28,11 @@ _CLIENTS = 8
 class Crowd:
     """The nodes of this process."""
 
-    def __init__(self, url: str, ttl_s: int) -> None:
+    def __init__(self, url: str, ttl_s: int, one_follows_of: int) -> None:
         self._url, self._ttl_s = url, ttl_s
+        self._one_follows_of = one_follows_of
+        self._shared: list[SharedRoster] = []
+        """What nodes that do not follow the table themselves look at to find a free subnet; one a client."""
         self._clients = [Client(Etcd((url,), ttl_s=ttl_s)) for _ in range(_CLIENTS)]
         self._nodes: dict[int, SimulatedNode] = {}
 
@@ -41,11 +44,17 @@ class Crowd:
         for index in nodes:
             if index not in self._nodes:
                 client = self._clients[index % len(self._clients)]
-                self._nodes[index] = SimulatedNode(index, client, self._url, self._ttl_s)
+                shared = None if index % self._one_follows_of == 0 else self._roster(index % len(self._clients))
+                self._nodes[index] = SimulatedNode(index, client, self._url, self._ttl_s, shared)
         began_s = time.monotonic()
         for index in nodes:
             self._nodes[index].start()
         return {"began_s": began_s}
+
+    def _roster(self, client: int) -> SharedRoster:
+        if not self._shared:
+            self._shared = [SharedRoster(each, self._ttl_s) for each in self._clients]
+        return self._shared[client]
 
     async def _stop(self, nodes: list[int]) -> dict[str, Any]:
         await asyncio.gather(*(self._nodes[index].stop() for index in nodes))
@@ -57,7 +66,7 @@ class Crowd:
 
     async def _wait(self, rows: int, timeout_s: float) -> dict[str, Any]:
         deadline_s = time.monotonic() + timeout_s
-        while behind := [node for node in self._running() if node.rows != rows or not (node.lease and node.lease.held)]:
+        while behind := [node for node in self._running() if not node.settled(rows)]:
             if time.monotonic() > deadline_s:
                 worst = behind[0]
                 return {"behind": len(behind), "example": f"{worst.name}: {worst.rows} rows, {worst.lease}"}
@@ -65,7 +74,7 @@ class Crowd:
         return {"behind": 0}
 
     async def _arrivals(self, name: str) -> dict[str, Any]:
-        return {"seen_s": [node.seen_s.get(name) for node in self._running() if node.name != name]}
+        return {"seen_s": [node.seen_s.get(name) for node in self._followers() if node.name != name]}
 
     async def _state(self) -> dict[str, Any]:
         running = self._running()
@@ -73,7 +82,7 @@ class Crowd:
         return {
             "start_s": [node.start_s for node in running],
             "held_s": [node.held_s for node in running],
-            "changed_s": [node.changed_s for node in running],
+            "changed_s": [node.changed_s for node in self._followers()],
             "changes": sum(node.changes for node in running),
             "epochs": [node.lease.epoch if node.lease else 0 for node in running],
             "subnets": [str(subnet) for node in running if node.lease for subnet in node.lease.subnets],
@@ -85,15 +94,19 @@ class Crowd:
     def _running(self) -> list[SimulatedNode]:
         return [node for node in self._nodes.values() if node.running]
 
+    def _followers(self) -> list[SimulatedNode]:
+        return [node for node in self._running() if node.follows]
+
     async def close(self) -> None:
         await asyncio.gather(*(node.stop() for node in self._running()))
+        await asyncio.gather(*(each.stop() for each in self._shared))
         for client in self._clients:
             await client.close()
 
 
-async def _main(url: str, ttl_s: int) -> None:
+async def _main(url: str, ttl_s: int, one_follows_of: int) -> None:
     loop = asyncio.get_running_loop()
-    crowd = Crowd(url, ttl_s)
+    crowd = Crowd(url, ttl_s, one_follows_of)
     reader = asyncio.StreamReader(limit=1 << 24)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     try:
@@ -109,4 +122,4 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.ERROR)  # a thousand nodes that are cut off need not say so one by one
     # A full collection over millions of rows would stop all nodes at once; a router keeps it out of traffic's way too.
     gc.disable()
-    asyncio.run(_main(sys.argv[1], int(sys.argv[2])))
+    asyncio.run(_main(sys.argv[1], *map(int, sys.argv[2:4])))

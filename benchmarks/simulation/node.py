@@ -57,10 +57,26 @@ class _Memory:
         self._value = dict(value)
 
 
+class SharedRoster:
+    """One watch for many nodes that do not follow the table themselves, but hold leases of their own."""
+
+    def __init__(self, client: Client, ttl_s: int) -> None:
+        self.roster = roster.Roster(client, _LAYOUT, ttl_s)
+        self._task = asyncio.create_task(self.roster.run())
+
+    async def stop(self) -> None:
+        """End the watch."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+
 class SimulatedNode:
     """A node that can be started, restarted and killed. Of one event loop; a `subnets.source.Listener`."""
 
-    def __init__(self, index: int, client: Client, url: str, ttl_s: int) -> None:
+    def __init__(self, index: int, client: Client, url: str, ttl_s: int, shared: SharedRoster | None = None) -> None:
+        """With a shared roster it does all but keep a table and a snapshot."""
+        self._shared = shared
         self.name = f"n{index:05}"
         etcd = Etcd((url,), PREFIX, ttl_s)
         self._settings = Settings(self.name, NETWORKS, Endpoint(IPv4Address(_UNDERLAY + index)), etcd=etcd)
@@ -101,9 +117,11 @@ class SimulatedNode:
     def start(self) -> None:
         """Join, and follow the others, from now on."""
         self.start_s = time.monotonic()
-        watch = roster.Roster(self._client, _LAYOUT, self._wish.ttl_s)
+        watch = self._shared.roster if self._shared else roster.Roster(self._client, _LAYOUT, self._wish.ttl_s)
         member = Member(self._client, _LAYOUT, watch, self._wish, self._memory, self.name, place=self.name)
-        self._tasks = [asyncio.create_task(watch.run()), asyncio.create_task(member.run(self))]
+        self._tasks = [asyncio.create_task(member.run(self))]
+        if not self._shared:
+            self._tasks.append(asyncio.create_task(watch.run()))
 
     async def stop(self) -> None:
         """End as a process that is stopped or killed: the lease lives on for a while."""
@@ -124,10 +142,21 @@ class SimulatedNode:
         """How many nodes its snapshot leads to, itself included."""
         return len(self.seen_s)
 
+    @property
+    def follows(self) -> bool:
+        """Whether it keeps a table of its own."""
+        return self._shared is None
+
+    def settled(self, rows: int) -> bool:
+        """Tell whether it holds its subnets, and sees that many nodes if it looks."""
+        return self.lease is not None and self.lease.held and (self.rows == rows or not self.follows)
+
     # subnets.source.Listener
 
     def table_changed(self, nodes: tuple[Node, ...]) -> None:
         """Do as the router's thread that tells its daemon: in a storm only the newest, and a rest after each."""
+        if not self.follows:
+            return
         self._newest = nodes
         if not self._telling:
             self._telling = True

@@ -55,10 +55,10 @@ class Store:
 class Crowd:
     """A crowd's process, from outside."""
 
-    def __init__(self, stack: ExitStack, where: Namespace, url: str, ttl_s: int) -> None:
+    def __init__(self, stack: ExitStack, where: Namespace, url: str, ttl_s: int, one_follows_of: int) -> None:
         self.nodes: list[int] = []
         self._process = subprocess.Popen(
-            where.command(sys.executable, "-m", "benchmarks.simulation.crowd", url, ttl_s),
+            where.command(sys.executable, "-m", "benchmarks.simulation.crowd", url, ttl_s, one_follows_of),
             cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         stack.callback(end, self._process)
@@ -78,8 +78,8 @@ class Crowd:
 class Stage:
     """Store and crowds, from `with` to its end."""
 
-    def __init__(self, crowds: int, ttl_s: int) -> None:
-        self._count, self._ttl_s = crowds, ttl_s
+    def __init__(self, crowds: int, ttl_s: int, one_follows_of: int = 1) -> None:
+        self._count, self._ttl_s, self._one_follows_of = crowds, ttl_s, one_follows_of
         self._stack = ExitStack()
         self.crowds: list[Crowd] = []
 
@@ -88,7 +88,7 @@ class Stage:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pwb-simulation-")))
             self.where = Namespace(stack, "simulation")
             self.store = Store(stack, self.where, folder, self._count)
-            self.crowds = [Crowd(stack, self.where, url, self._ttl_s) for url in self.store.urls]
+            self.crowds = [Crowd(stack, self.where, url, self._ttl_s, self._one_follows_of) for url in self.store.urls]
             self._pool = stack.enter_context(ThreadPoolExecutor(self._count))
             self.where.run("nft", "add table inet cut; add chain inet cut out { type filter hook output priority 0 ; }")
             self._stack = stack.pop_all()

@@ -8,25 +8,27 @@ other calls beside the most watchers there can be.
 
 from __future__ import annotations
 
-import functools
-import logging
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from router.control import fields, messages
+from router.control.calls import stream, unary
 from router.control.listen import TcpListener, UnixSocket
+from router.control.observe import ObserverServicer
 from router.errors import Kind, Refusal
 from router.events import EventLog, Subscription
 from router.model import Attachment, AttachmentKey, Endpoint, Node, SubnetTable
-from router.rpc.v1 import counters_pb2, events_pb2, router_pb2, status_pb2, subnets_pb2
+from router.observe.observatory import Observatory
+from router.rpc.v1 import counters_pb2, events_pb2, observe_pb2, router_pb2, status_pb2, subnets_pb2
+from router.rpc.v1.observe_pb2_grpc import add_ObserverServicer_to_server
 from router.rpc.v1.router_pb2_grpc import RouterServicer as RouterServicerBase
 from router.rpc.v1.router_pb2_grpc import add_RouterServicer_to_server
 from router.status import AttachRequest, CheckRequest, Counters, PeerStatus, Status
@@ -42,11 +44,10 @@ then carried too little, and lost 1,056 packets at 5,000 a second; with this non
 """
 
 _CALL_THREADS = 16
-_MESSAGE_BYTES = 1200
-"""A status message travels percent-encoded in a trailer of a few KiB at most."""
-_SERVICE = router_pb2.DESCRIPTOR.services_by_name["Router"].full_name
-
-log = logging.getLogger(__name__)
+_SERVICES = (
+    router_pb2.DESCRIPTOR.services_by_name["Router"].full_name,
+    observe_pb2.DESCRIPTOR.services_by_name["Observer"].full_name,
+)
 
 
 class Daemon(Protocol):
@@ -54,6 +55,8 @@ class Daemon(Protocol):
 
     @property
     def events(self) -> EventLog: ...
+    @property
+    def observatory(self) -> Observatory: ...
     def attach(self, request: AttachRequest) -> Attachment: ...
     def detach(self, key: AttachmentKey) -> bool: ...
     def sync(self, live: Collection[AttachmentKey], owner: str, as_of_ns: int) -> tuple[AttachmentKey, ...]: ...
@@ -105,12 +108,13 @@ def serve(daemon: Daemon, *, socket_path: str, tcp: TcpListener | None = None) -
     )
     servicer = RouterServicer(daemon)
     add_RouterServicer_to_server(servicer, server)
+    add_ObserverServicer_to_server(ObserverServicer(daemon.observatory), server)
     # Not blocking: a health watch then keeps no thread.
     healthy = health.HealthServicer(experimental_non_blocking=True, experimental_thread_pool=ThreadPoolExecutor(1))
-    for service in ("", _SERVICE):
+    for service in ("", *_SERVICES):
         healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     unix = UnixSocket(socket_path)
     tcp_port = _listen_tcp(server, tcp) if tcp else 0
 
@@ -137,60 +141,6 @@ def _add_port(flag: str, add: Callable[[], int]) -> int:
     raise Refusal(Kind.STATE, f"{flag}: cannot listen there")
 
 
-_S = TypeVar("_S", bound="RouterServicer")
-_Request = TypeVar("_Request")
-_Answer = TypeVar("_Answer")
-
-
-def _unary(
-    method: Callable[[_S, _Request, grpc.ServicerContext], _Answer],
-) -> Callable[[_S, _Request, grpc.ServicerContext], _Answer]:
-    """Turn whatever a call raises into its status."""
-
-    @functools.wraps(method)
-    def answer(self: _S, request: _Request, context: grpc.ServicerContext) -> _Answer:
-        try:
-            return method(self, request, context)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
-            refusal = _refusal(method.__name__, error)
-        return context.abort(*refusal)
-
-    return answer
-
-
-def _stream(
-    method: Callable[[_S, _Request, grpc.ServicerContext], Iterator[_Answer]],
-) -> Callable[[_S, _Request, grpc.ServicerContext], Iterator[_Answer]]:
-    """Turn whatever a stream raises into its status."""
-
-    @functools.wraps(method)
-    def answer(self: _S, request: _Request, context: grpc.ServicerContext) -> Iterator[_Answer]:
-        try:
-            return (yield from method(self, request, context))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
-            refusal = _refusal(method.__name__, error)
-        if context.is_active():
-            context.abort(*refusal)
-
-    return answer
-
-
-def _refusal(call: str, error: Exception) -> tuple[grpc.StatusCode, str]:
-    if isinstance(error, Refusal):
-        return grpc.StatusCode[error.kind.value], _one_line(error.message)
-    log.error("%s failed: a bug of the router", call, exc_info=error)
-    what = f"{type(error).__name__}: {error}"
-    return grpc.StatusCode.INTERNAL, _one_line(f"{call} failed in the router ({what}); see the router's log")
-
-
-def _one_line(message: str) -> str:
-    line = " ".join(message.split())
-    encoded = line.encode(errors="replace")
-    if len(encoded) <= _MESSAGE_BYTES:
-        return encoded.decode()
-    return encoded[:_MESSAGE_BYTES].decode(errors="ignore") + "…"
-
-
 class RouterServicer(RouterServicerBase):
     """podwire.v1.Router, over a daemon."""
 
@@ -210,17 +160,17 @@ class RouterServicer(RouterServicerBase):
         for watch in watches:
             watch.close()
 
-    @_unary
+    @unary
     def Attach(self, request: router_pb2.AttachRequest, context: grpc.ServicerContext) -> router_pb2.AttachResponse:
         return router_pb2.AttachResponse(
             attachment=messages.attachment_message(self._daemon.attach(messages.attach_request(request)))
         )
 
-    @_unary
+    @unary
     def Detach(self, request: router_pb2.DetachRequest, context: grpc.ServicerContext) -> router_pb2.DetachResponse:
         return router_pb2.DetachResponse(detached=self._daemon.detach(messages.key(request.key)))
 
-    @_unary
+    @unary
     def Sync(self, request: router_pb2.SyncRequest, context: grpc.ServicerContext) -> router_pb2.SyncResponse:
         fields.count("live", len(request.live), fields.MAX_ATTACHMENTS)
         released = self._daemon.sync(
@@ -230,26 +180,26 @@ class RouterServicer(RouterServicerBase):
         )
         return router_pb2.SyncResponse(released=[messages.key_message(key) for key in released])
 
-    @_unary
+    @unary
     def Check(self, request: router_pb2.CheckRequest, context: grpc.ServicerContext) -> router_pb2.CheckResponse:
         return router_pb2.CheckResponse(
             attachment=messages.attachment_message(self._daemon.check(messages.check_request(request)))
         )
 
-    @_unary
+    @unary
     def ListAttachments(
         self, request: router_pb2.ListAttachmentsRequest, context: grpc.ServicerContext
     ) -> router_pb2.ListAttachmentsResponse:
         found = sorted(self._daemon.attachments(), key=lambda attachment: attachment.key)
         return router_pb2.ListAttachmentsResponse(attachments=[messages.attachment_message(each) for each in found])
 
-    @_unary
+    @unary
     def ListSubnets(
         self, request: router_pb2.ListSubnetsRequest, context: grpc.ServicerContext
     ) -> subnets_pb2.SubnetTable:
         return messages.table_message(self._daemon.subnets())
 
-    @_unary
+    @unary
     def ReplaceSubnets(
         self, request: router_pb2.ReplaceSubnetsRequest, context: grpc.ServicerContext
     ) -> subnets_pb2.SubnetTable:
@@ -260,20 +210,20 @@ class RouterServicer(RouterServicerBase):
             self._daemon.replace_subnets(tuple(messages.node(node) for node in request.nodes), expected)
         )
 
-    @_unary
+    @unary
     def UpsertSubnets(
         self, request: router_pb2.UpsertSubnetsRequest, context: grpc.ServicerContext
     ) -> subnets_pb2.SubnetTable:
         fields.count("node.subnets", len(request.node.subnets), fields.MAX_SUBNETS)
         return messages.table_message(self._daemon.upsert_subnets(messages.node(request.node)))
 
-    @_unary
+    @unary
     def RemoveSubnets(
         self, request: router_pb2.RemoveSubnetsRequest, context: grpc.ServicerContext
     ) -> subnets_pb2.SubnetTable:
         return messages.table_message(self._daemon.remove_subnets(fields.node_name(request.name)))
 
-    @_stream
+    @stream
     def WatchSubnets(
         self, request: router_pb2.WatchSubnetsRequest, context: grpc.ServicerContext
     ) -> Iterator[subnets_pb2.SubnetChange]:
@@ -290,24 +240,24 @@ class RouterServicer(RouterServicerBase):
                     sent = table
             self._ended(context)
 
-    @_unary
+    @unary
     def ListPeers(
         self, request: router_pb2.ListPeersRequest, context: grpc.ServicerContext
     ) -> router_pb2.ListPeersResponse:
         table, peers = self._daemon.peers()
         return router_pb2.ListPeersResponse(version=table.version, peers=map(messages.peer_message, peers))
 
-    @_unary
+    @unary
     def GetCounters(
         self, request: router_pb2.GetCountersRequest, context: grpc.ServicerContext
     ) -> counters_pb2.Counters:
         return messages.counters_message(self._daemon.counters(), self._node_names())
 
-    @_unary
+    @unary
     def GetStatus(self, request: router_pb2.GetStatusRequest, context: grpc.ServicerContext) -> status_pb2.Status:
         return messages.status_message(self._daemon.status())
 
-    @_stream
+    @stream
     def WatchEvents(
         self, request: router_pb2.WatchEventsRequest, context: grpc.ServicerContext
     ) -> Iterator[events_pb2.Event]:

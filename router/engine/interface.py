@@ -9,7 +9,9 @@ on the Pod. What it may receive is policed: a frame that finds no tokens is drop
 sent it; so are the router's own ICMP errors, but not counted. Both are token buckets, full at `attach`, one for all threads,
 that a frame may put into debt (bucket.py); a shaper's holds 5 ms of its rate at least.
 Probes: a request from a known peer (wire/probe.py) is answered in the data path, by a datagram of the header alone; an
-answer goes to the host. Neither is a packet: they are counted as `control_packets`, and in no other count but frames.
+answer goes to the host, and so does a question (wire/question.py) of at most `question.MOST_BYTES`, when no more than
+`QUESTIONS_KEPT` wait. None is a packet: they are counted as `control_packets`, and in no other count but frames.
+Drops: every packet that is counted as dropped is remembered with its flow, bounded (`drops`).
 Peers: one with the same node and endpoint as before stays the same peer, with its counts, whatever else its NextHop says.
 Bounds: no call waits longer than one batch (at most `BATCH_PACKETS` reads), however much traffic there is.
 """
@@ -19,17 +21,21 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from enum import Enum, unique
+from typing import NamedTuple, Protocol
 
 from router.model import (
     Address,
     Attachment,
     AttachmentKey,
+    DropReason,
     Endpoint,
+    Flow,
     NextHop,
     Offloads,
     Tally,
     Verdict,
+    VerdictKind,
     Zone,
 )
 from router.table import ForwardingTable
@@ -41,8 +47,109 @@ BATCH_PACKETS = 64
 BATCH_BYTES = 512 * 1024
 """Most bytes read from one of them before others get their turn."""
 
+BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64)
+"""Upper bounds of the classes that `EngineCounters.batches` counts batches in, by their reads."""
+
+QUESTIONS_KEPT = 64
+"""Questions that may wait for the host; more are lost."""
+
+DROPS_KEPT = 256
+"""Flows whose drops each direction remembers; the oldest give way."""
+
+SIGHTINGS_KEPT = 16384
+"""Sightings that may wait to be fetched …"""
+
+SIGHTING_BYTES_KEPT = 16 << 20
+"""… and bytes of packets in them; what finds no room is counted as lost."""
+
 Source = AttachmentKey | Endpoint
 """Who handed us a packet: an attachment, or a peer by its endpoint."""
+
+
+@unique
+class Side(Enum):
+    """Of the router, on which a packet was seen."""
+
+    BEFORE = "before"
+    """As it was handed to the router."""
+    AFTER = "after"
+    """As the router handed it on."""
+
+
+class Instruction(NamedTuple):
+    """Of a classic BPF program (linux/filter.h, struct sock_filter)."""
+
+    code: int
+    jt: int
+    jf: int
+    k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """What to copy of packets that pass.
+
+    BEFORE is seen once for each frame, when its fate is known: for a packet that joins a run of others, that it is to be
+    sent. AFTER is seen for what was written to an attachment, and for each packet that was sent to a peer, as it was in
+    its datagram. What fails after all (UNDERLAY_BUSY, UNDERLAY_ERROR, TOO_BIG at the socket) is seen BEFORE once more,
+    with that reason.
+    """
+
+    number: int
+    """Tells whose sightings are whose; from 1."""
+    party: Source | None = None
+    """Only packets from or to that attachment or peer; None: all."""
+    program: tuple[Instruction, ...] = ()
+    """Only packets for which it returns anything but 0; it sees them from their IP header on, the packet whole. Empty:
+    all. It was checked (router/wire/bpf.py)."""
+    snap_bytes: int = 0xFFFF
+    """Most bytes to copy of each."""
+    every: int = 1
+    """Look at one frame in so many, chosen at random."""
+    sides: frozenset[Side] = frozenset(Side)
+    dropped_only: bool = False
+    """Only packets that are dropped or rejected; these are seen BEFORE."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A packet that a tap saw."""
+
+    tap: int
+    time_ns: int
+    """CLOCK_REALTIME."""
+    side: Side
+    source: Source | None
+    """Who handed it over; None for the router itself. An endpoint may be a stranger's."""
+    target: Source | None
+    """Where it went; None when nowhere."""
+    verdict: VerdictKind
+    reason: DropReason | None
+    packets: int
+    """How many it stands for: a super-packet is seen whole."""
+    packet_bytes: int
+    """Its length; `packet` may be less."""
+    packet: bytes
+    """From the IP header on; of a stranger's datagram, and of one that is no Geneve, the datagram."""
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedFlow:
+    """Packets of one flow from one source that were dropped for one reason."""
+
+    source: Source
+    """An endpoint may be a stranger's, or a peer's that is no more."""
+    reason: DropReason
+    flow: Flow | None
+    """None when they were no packets."""
+    packets: int
+    first_ns: int
+    """CLOCK_REALTIME."""
+    last_ns: int
+    packet_bytes: int
+    """Of the last one: of a super-packet, what one of its packets has on the wire."""
+    limit_bytes: int = 0
+    """What the next link carries, of TOO_BIG; else 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +203,8 @@ class EngineCounters:
     """Drops by the kernel at the underlay socket (SK_MEMINFO_DROPS); it counts a train of datagrams as one."""
     restarts: int = 0
     """How often a thread met a bug and began afresh; what it had in hand is counted as ENGINE_FAILED."""
+    batches: tuple[int, ...] = (0,) * len(BATCH_BOUNDS)
+    """Batches that read something, by how many reads they had: class i up to BATCH_BOUNDS[i]."""
 
 
 class Engine(Protocol):
@@ -134,6 +243,18 @@ class Engine(Protocol):
     def counters(self) -> EngineCounters:
         """Return everything counted so far."""
 
+    def drops(self) -> tuple[DroppedFlow, ...]:
+        """Return what was dropped lately, of each direction the `DROPS_KEPT` flows that were dropped last; newest first."""
+
+    def watch(self, taps: tuple[Tap, ...]) -> None:
+        """See packets by these taps from now on, by no others; () costs nothing. A party that is not there sees nothing."""
+
+    def sightings(self, timeout_s: float) -> tuple[tuple[Sighting, ...], Mapping[int, int]]:
+        """Return what was seen since the last call, oldest first, and by tap how many were lost since for lack of room.
+
+        Waits for the first at most so long, and returns early when `watch` is called. One caller at a time.
+        """
+
 
 EngineFactory = Callable[[EngineSettings, Snapshot, socket.socket, "Host"], Engine]
 """Settings, first snapshot, bound non-blocking UDP socket, and the daemon it works for."""
@@ -156,6 +277,9 @@ class Host(Protocol):
 
     def probe_answered(self, endpoint: Endpoint, answer: bytes, received_ns: int) -> None:
         """The peer at an endpoint answered a probe: the datagram, and when it was received (CLOCK_MONOTONIC)."""
+
+    def question_came(self, endpoint: Endpoint, datagram: bytes, received_ns: int) -> None:
+        """The peer at an endpoint asks, or answers, a question about a packet (wire/question.py); CLOCK_MONOTONIC."""
 
     def engine_failed(self, why: str) -> None:
         """A bug: a thread of the engine met an exception it did not expect; it goes on with the next batch."""

@@ -1,0 +1,1 @@
+"""Questions about packets, from the command line: trace, why, capture, flows, top."""
