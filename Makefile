@@ -3,12 +3,13 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test conformance storm fuzz lint format bench proto setup clean need-root
+.PHONY: help demo test conformance storm chaos fuzz lint format bench proto setup clean need-root
 
 # PATH as a login shell of root has it: ip and nft are in /usr/sbin.
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
 ARGS ?=
 FUZZ_PACKETS ?= 1000000
+FUZZ_SECONDS ?= 600
 NATIVE_FUZZ_PACKETS ?= 100000000
 # AddressSanitizer comes with the toolchain, behind a flag of the unstable ones.
 ASAN = RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address
@@ -34,7 +35,11 @@ storm: need-root ## 20 rounds of 50 nodes that lease in a real etcd at once, pla
 	@scripts/setup.sh dev
 	@python -m tests.etcd_storm $(ARGS)
 
-fuzz: setup ## send a million mutated datagrams and frames to each engine, as many to both, 10⁸ to the compiled data path; FUZZ_PACKETS=, NATIVE_FUZZ_PACKETS=, ARGS="--seed 1"
+chaos: need-root ## six nodes under traffic that is checked to the last byte, while all that may fail does, by a seed (root, eleven minutes); ARGS="--minutes 1 --nodes 3 --pods 2 --seed 7"
+	@scripts/setup.sh dev
+	@python -m tests.chaos $(ARGS)
+
+fuzz: setup ## send a million mutated datagrams and frames to each engine, as many to both, 10⁸ to the compiled data path, then hostile input to every parser for FUZZ_SECONDS=; FUZZ_PACKETS=, NATIVE_FUZZ_PACKETS=, ARGS="--seed 1"
 	@command -v cargo >/dev/null || { echo "error: there is no cargo, so the native engine cannot be fuzzed. Install Rust 1.88 or newer; or: python -m tests.fuzz" >&2; exit 1; }
 	@scripts/build-native.sh --require
 	@python -m tests.fuzz --packets $(FUZZ_PACKETS) $(ARGS)
@@ -42,6 +47,7 @@ fuzz: setup ## send a million mutated datagrams and frames to each engine, as ma
 	@cargo run --quiet --locked --profile checked -p podwire-engine --example fuzz -- --packets $(NATIVE_FUZZ_PACKETS) $(ARGS)
 	@$(ASAN) cargo test --quiet --locked --profile checked $(ASAN_TARGET) -p podwire-engine --tests
 	@$(ASAN) cargo run --quiet --locked --profile checked $(ASAN_TARGET) -p podwire-engine --example fuzz -- --packets $(FUZZ_PACKETS) $(ARGS)
+	@python -m tests.fuzzers --seconds $(FUZZ_SECONDS) $(ARGS)
 
 lint: ## check format, style, types and that generated files are fresh
 	@scripts/setup.sh dev

@@ -86,7 +86,8 @@ Measures of `pods` (--only takes them too)
 Contenders (--contenders)
   {", ".join(_CONTENDERS)}
 Ratios are to vxlan, those of `local` to veth. `podwire` runs the best engine there is, podwire-ENGINE another,
-podwire-spin spins before it sleeps and is there for rtt only. What is not installed is left out, and named with the
+podwire-spin spins before it sleeps and is there for rtt only; podwire-capture has everything captured meanwhile,
+podwire-filter what matches a filter, which nothing does: both are there for tcp1 and udp64. What is not installed is left out, and named with the
 apt-get line that brings it; nothing is downloaded.
 
 \b

@@ -38,6 +38,9 @@ class Host:
     def probe_answered(self, endpoint: Endpoint, answer: bytes, received_ns: int) -> None:
         """Nobody asks here."""
 
+    def question_came(self, endpoint: Endpoint, datagram: bytes, received_ns: int) -> None:
+        """Nobody asks here."""
+
     def engine_failed(self, why: str) -> None:
         """Void the measure."""
         raise MeasureFailed(why)

@@ -21,13 +21,15 @@ from router.departed import Departed, now_ns
 from router.engine.interface import Engine
 from router.errors import Kind, Refusal
 from router.events import EventKind, EventLog
-from router.held import Held, same_namespace
+from router.held import Held, same_namespace, undo_unfinished
 from router.ipam import node_address
 from router.journal import Intent, Journal, Recorded
 from router.kernel import inspect, netns, tun
 from router.model import Attachment, AttachmentKey, Interface, Node, Offloads, Prefix
 from router.ports import Ports
 from router.status import AttachRequest, CheckRequest
+from router.takeover.fdstore import FdStore
+from router.takeover.inherited import Inherited, name_of
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class Attachments:
         mtu_bytes: int,
         offloads: Offloads,
         rest_s: float,
+        store: FdStore,
     ) -> None:
         self._journal = journal
         self._engine = engine
@@ -53,6 +56,9 @@ class Attachments:
         self._ports = ports
         self._mtu_bytes = mtu_bytes
         self._offloads = offloads
+        self._store = store
+        self._reopened: list[Held] = []
+        """TUNs as an earlier router left them."""
         self._lock = threading.Lock()
         self.addresses = Addresses(rest_s)
         self._held: dict[AttachmentKey, Held] = {}
@@ -85,7 +91,7 @@ class Attachments:
             fd, held.fd, held.lost = held.fd, -1, True
         if fd >= 0:
             self._engine.detach(key)
-            tun.discard(fd)
+            self._discard(fd, key)
         _log.warning("cut off %s: %s", key, why)
         self._events.record(EventKind.LEASE_LOST, why, key=key)
 
@@ -155,6 +161,7 @@ class Attachments:
             undo.callback(self._engine.detach, key)
             self._journal.commit_attach(key)
             undo.pop_all()
+        self._store.keep(name_of(key), fd)
         with self._lock:
             self._held[key] = Held(attachment, began_ns, namespace, fd)
         return attachment
@@ -221,7 +228,7 @@ class Attachments:
             held.lost = True  # until all of it is done: should a step fail, a second attach must not find it whole
         if fd >= 0:
             self._engine.detach(key)
-            tun.discard(fd)
+            self._discard(fd, key)
         elif held.namespace is not None and not held.moved:
             tun.remove(attachment.netns_path, key.if_name)
         self._ports.release(key)
@@ -233,6 +240,11 @@ class Attachments:
         self._journal.forget_resting(now_s - self.addresses.rest_s)
         _log.info("detached %s (%s)", key, why)
         self._events.record(kind, f"{_text(attachment.addresses)} rests; {why}", key=key)
+
+    def _discard(self, fd: int, key: AttachmentKey) -> None:
+        """Delete the TUN, whoever has it open."""
+        self._store.drop(name_of(key))
+        tun.discard(fd, shared=self._store.there)
 
     # Sandboxes that vanish
 
@@ -280,40 +292,59 @@ class Attachments:
 
     # Restart
 
-    def restore(self, subnets: tuple[Prefix, ...]) -> None:
-        """Take up where the last router stopped: re-open what was attached, undo what was not acknowledged."""
+    def restore(self, subnets: tuple[Prefix, ...], inherited: Inherited) -> None:
+        """Take up where the last router stopped: carry what was attached, undo what was not acknowledged; then `mend`."""
         now_s = time.time()
-        for recorded in self._journal.load().attachments:
-            if recorded.intent is not Intent.ATTACHED:
-                attachment = recorded.attachment
-                _log.info("undoing %s, which was %s when the last router stopped", attachment.key, recorded.intent)
-                if same_namespace(recorded):
-                    tun.remove(attachment.netns_path, attachment.key.if_name)
-                # What was being detached had been in use, what was being attached had not.
-                self._journal.finish_detach(attachment.key, now_s if recorded.intent is Intent.DETACHING else 0.0)
-        self._journal.forget_resting(now_s - self.addresses.rest_s)
+        if not inherited.live:
+            undo_unfinished(self._journal, now_s)
+            self._journal.forget_resting(now_s - self.addresses.rest_s)
         state = self._journal.load()
-        attachments = [recorded.attachment for recorded in state.attachments]
         with self._lock:
             self._departed.restore()
-        self.addresses.restore(subnets, attachments, state.resting)
-        self._ports.restore(attachments)
+        self.addresses.restore(subnets, [recorded.attachment for recorded in state.attachments], state.resting)
         for recorded in state.attachments:
-            self._reopen(recorded)
+            self._reopen(recorded, inherited)
 
-    def _reopen(self, recorded: Recorded) -> None:
+    def _reopen(self, recorded: Recorded, inherited: Inherited) -> None:
         attachment = recorded.attachment
-        held = self._held[attachment.key] = Held(attachment, recorded.since_ns, recorded.namespace)
-        if not same_namespace(recorded):
-            self.lose(attachment.key, f"{attachment.netns_path} leads to another namespace now")
-            return
+        key, path = attachment.key, attachment.netns_path
+        held = self._held[key] = Held(attachment, recorded.since_ns, recorded.namespace)
         try:
-            held.namespace = netns.identity(attachment.netns_path)
-            held.fd = tun.reopen(attachment.netns_path, attachment.key.if_name, self._dress(attachment), self._offloads)
+            if not same_namespace(recorded):
+                raise Refusal(Kind.STATE, f"{path} leads to another namespace now")
+            if recorded.intent is not Intent.ATTACHED:  # as its predecessor left it, who may want it back
+                raise Refusal(Kind.STATE, f"it could not be taken down wholly while it was {recorded.intent}")
+            held.namespace = recorded.namespace or netns.identity(path)
+            held.fd = inherited.tun(key, held.namespace)
+            if held.fd < 0:
+                held.namespace = netns.identity(path)
+                held.fd = tun.reopen(path, key.if_name, self._offloads)
         except Refusal as refusal:
-            self.lose(attachment.key, refusal.message)
+            self.lose(key, refusal.message)
             return
         self._engine.attach(attachment, held.fd)
+        self._reopened += () if inherited.live else (held,)
+        self._store.keep(name_of(key), held.fd)
+
+    def mend(self) -> None:
+        """Make good what devices and rules lack that an earlier router left: packets flow by now."""
+        self._ports.restore(self.list())
+        for held in self._reopened:
+            key, path = held.attachment.key, held.attachment.netns_path
+            try:
+                if held.fd >= 0 and not held.gone:
+                    tun.mend(path, key.if_name, self._dress(held.attachment))
+            except Refusal as refusal:
+                self._engine.detach(key)
+                os.close(held.fd)
+                held.fd = -1
+                self.lose(key, refusal.message)
+        self._reopened.clear()
+
+    def fds(self) -> dict[str, int]:
+        """Return every open TUN by name (inherited.py); they stay ours."""
+        with self._lock:
+            return {name_of(held.attachment.key): held.fd for held in self._held.values() if held.fd >= 0}
 
     def lose(self, key: AttachmentKey, why: str) -> None:
         """Note that a device is gone; its addresses stay held until it is detached, synced away or attached anew."""

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from router import overlay
 from router.config import Settings
@@ -20,19 +21,19 @@ from router.engine.interface import Engine, Snapshot
 from router.errors import Refusal
 from router.events import EventKind, EventLog
 from router.journal import Journal
-from router.model import Endpoint, Node, Prefix, SubnetTable
+from router.model import DropReason, Endpoint, Node, Prefix, SubnetTable, Tally
 from router.peers.health import PeerState
 from router.peers.prober import Change, Prober, Report
 from router.peers.reach import Reach
 from router.routes import Routes
 from router.subnets.choose import open_source
-from router.subnets.file import FileSource
 from router.subnets.source import Lease, SourceState
 from router.subnets.tables import Tables
 
 _log = logging.getLogger(__name__)
 
 _MOST_NAMED = 16
+_ASK_AGAIN_S = 5.0
 _COUNTED_FOR_S = 0.2
 """How long a count of the engine's is good for the question whether a peer was heard of."""
 
@@ -59,15 +60,23 @@ class Cluster:
         identity: str,
         take_subnets: Callable[[tuple[Prefix, ...], Collection[Node]], None],
         hold_addresses: Callable[[str], None],
+        *,
+        again: bool = False,
     ) -> None:
-        """`take_subnets` makes this node's own subnets actual, beside those of others, or raises; `hold_addresses` stops giving out addresses, or (empty) goes on."""
+        """`again`: a router of these settings ran here a moment ago, so its table will do until the source has been asked.
+
+        `take_subnets` makes this node's own subnets actual, beside those of others, or raises; `hold_addresses` stops giving out addresses, or (empty) goes on.
+        """
         self._settings = settings
         self._events = events
         self._take_subnets = take_subnets
         self._hold_addresses = hold_addresses
-        self._source = open_source(settings, journal, identity)
-        self._file = isinstance(self._source, FileSource)
+        self._open_source = partial(open_source, settings, journal, identity)
         self._tables = Tables(settings, journal, self._apply, self._announce)
+        self._late = again and settings.subnets_file is None and bool(self._tables.current.nodes)
+        """Whether the source is asked only when packets flow: its client alone takes a fifth of a second to import."""
+        self._source = None if self._late else self._open_source()
+        self._file = settings.subnets_file is not None
         self._routes = Routes(settings.node, settings.networks, settings.egress)
         self._reach = Reach(settings.underlay)
         self._changing = threading.Lock()
@@ -112,6 +121,18 @@ class Cluster:
         )
         self._prober.watch(self._others(self._enacted))
         self._prober.start()
+        if self._late:
+            self._ask_source()
+        self._follow()
+
+    def _ask_source(self) -> None:
+        """Ask the source what the table is, while another is in force. Raise Refusal."""
+        self._source = self._open_source()
+        if self._source is not None and (nodes := self._source.read()) is not None:
+            self._tables.adopt(nodes)
+
+    def _follow(self) -> None:
+        """Be told by the source from now on, which was read."""
         if self._source is not None:
             state = self._source.state()
             if state.lease is not None and not state.lease.held:
@@ -119,6 +140,26 @@ class Cluster:
             if not state.connected and not self._file:
                 self.connection_changed(state)
             self._source.start(self)
+
+    # While a successor tries to take over
+
+    def pause(self) -> None:
+        """Change nothing of the table any more, and have all of it in the journal. What is leased stays so."""
+        if self._source is not None:
+            self._source.stop()
+        self._tables.flush()
+
+    def resume(self, ended: threading.Event) -> None:
+        """Follow the source again; try until it lets us, or `ended` is set."""
+        while not ended.is_set():
+            try:
+                self._ask_source()
+                self._follow()
+            except Refusal as refusal:
+                self.table_refused(refusal.message)
+                ended.wait(_ASK_AGAIN_S)
+            else:
+                return
 
     def stop(self) -> None:
         """End what runs; may be called twice. What is leased stays so for the next router."""
@@ -232,7 +273,7 @@ class Cluster:
         at_s, counts = self._counted
         if time.monotonic() - at_s > _COUNTED_FOR_S:
             peers = self._engine.counters().peers
-            counts = {each: tally.received_packets for each, tally in peers.items()}
+            counts = {each: _of_this_network(tally) for each, tally in peers.items()}
             self._counted = time.monotonic(), counts
         return counts.get(endpoint, 0)
 
@@ -242,6 +283,16 @@ class Cluster:
         """Return every other node and what is known of its router."""
         reports = self._prober.reports() if self._prober is not None else {}
         return [(node, reports.get(node.name)) for node in self.others()]
+
+    def round_trips(self) -> dict[Endpoint, float]:
+        """Return the smoothed round trip to each peer in seconds, where it is known."""
+        found = ((node.endpoint, report.rtt_s) for node, report in self.peers() if report is not None)
+        return {endpoint: rtt_s for endpoint, rtt_s in found if rtt_s is not None}
+
+    def silence_of(self, name: str) -> str:
+        """Return why a peer is down; empty when it is not, or is not asked."""
+        report = self._prober.reports().get(name) if self._prober is not None else None
+        return report.why if report is not None else ""
 
     def unreachable(self) -> tuple[int, tuple[str, ...]]:
         """Return how many peers do not answer or have no way to them, and some of them with the reason."""
@@ -254,6 +305,16 @@ class Cluster:
                 found.append(f"{node.name} at {node.endpoint}: {why}")
         return len(found), tuple(found[:_MOST_NAMED])
 
+    def narrow_paths(self, overlay_mtu_bytes: int) -> tuple[str, ...]:
+        """Return which paths carry less than the overlay's MTU, some of them, a sentence each."""
+        found = [
+            f"the path to {node.name} carries {report.mtu_bytes} bytes of the overlay MTU {overlay_mtu_bytes}: the underlay "
+            f"there is smaller, or has an MTU hole; Pods are told (`podwire trace` says more)"
+            for node, report in self.peers()
+            if report is not None and 0 < report.mtu_bytes < overlay_mtu_bytes
+        ]
+        return tuple(found[:_MOST_NAMED])
+
     def source_state(self) -> SourceState:
         """Say how the source stands."""
         if self._source is None:
@@ -262,6 +323,12 @@ class Cluster:
 
     def _record(self, kind: EventKind, message: str, node: str = "") -> None:
         self._events.record(kind, message, node=node or self._settings.node)
+
+
+def _of_this_network(tally: Tally) -> int:
+    """Return how many packets speak for a peer's being there: not what it says to another network."""
+    strange = (DropReason.WRONG_NETWORK, DropReason.BAD_ENCAPSULATION)
+    return tally.received_packets - sum(tally.dropped.get(reason, 0) for reason in strange)
 
 
 def _why_held_back(lease: Lease) -> str:

@@ -14,6 +14,10 @@ import click
 
 if TYPE_CHECKING:
     from router.config import Settings
+    from router.daemon import Daemon
+    from router.takeover.inherited import Inherited
+    from router.takeover.successor import Successor
+    from router.web.server import WebServer
     from shim.runtimes.reconciler import Reconciler
 
 _PATHS = (
@@ -21,6 +25,8 @@ _PATHS = (
     "etcd.ca", "etcd.cert", "etcd.key", "etcd.password_file", "kubernetes.config",
 )  # fmt: skip
 IN_CLUSTER = "in-cluster"
+_GRACE_S, _RELIEVED_GRACE_S = 1.0, 10.0
+"""For calls under way when the router ends."""
 _SWITCH = click.Choice(["auto", "on", "off"])
 
 
@@ -64,6 +70,7 @@ def router() -> None:
 @click.option("--egress/--no-egress", default=None, help="Let Pods reach what is outside the cluster. [default: yes]")
 @click.option("--masquerade/--no-masquerade", default=None, help="… with the node's address. [default: yes]")
 @click.option("--address-rest-s", metavar="S", help="Rest of a freed address before another Pod gets it. [default: 60]")
+@click.option("--confine", type=_SWITCH, help="Give up rights that a router does not need. [default: auto]")
 @click.option(
     "--reconcile",
     metavar="RUNTIME",
@@ -86,9 +93,17 @@ def router() -> None:
 @click.option(
     "--tls-client-ca", "tls__ca", metavar="FILE", help="Authority that signed the clients' certificates (PEM)."
 )
+@click.option("--web-listen", "web__listen", metavar="ADDR:PORT", help="Serve a page and metrics, for reading only.")
+@click.option(
+    "--web-remote/--no-web-remote", "web__remote", default=None, help="… to other machines too. [default: no]"
+)
+@click.option(
+    "--web-host", "web__hosts", metavar="NAME", multiple=True, help="Name by which people reach it; may be repeated."
+)
 @click.option("--log-level", "log__level", metavar="LEVEL", help="debug, info, warning or error. [default: info]")
 @click.option("--log-format", "log__format", metavar="FORMAT", help="text or json. [default: text]")
-def run(config_file: Path | None, **flags: object) -> None:
+@click.option("--takeover", is_flag=True, help="Take over from the router that runs here, and lose no packet.")
+def run(config_file: Path | None, takeover: bool, **flags: object) -> None:
     """Run the router daemon of this node in the foreground.
 
     It carries packets between this node's Pods and over UDP tunnels to the routers of other nodes, and is told what to
@@ -108,10 +123,13 @@ def run(config_file: Path | None, **flags: object) -> None:
       endpoint = "192.0.2.1"
       subnets = ["10.32.1.0/24", "fd00:32:0:1::/64"]
 
+    With --takeover and otherwise the same settings it takes over from the router that runs, which ends then: Pods notice nothing,
+    and when it fails the other goes on (docs/restarts.md).
+
     SIGTERM and SIGINT end it; Pods keep their interfaces and addresses, and the next router takes them up.
     Exit status: 0 ended by a signal, 1 could not start, 2 wrong flags.
     """
-    _run(flags, config_file)
+    _run(flags, config_file, takeover)
 
 
 @router.command("clean")
@@ -128,7 +146,7 @@ def clean(state_dir: str) -> None:
         click.echo(line)
 
 
-def _run(flags: dict[str, object], config_file: Path | None) -> None:
+def _run(flags: dict[str, object], config_file: Path | None, takeover: bool) -> None:
     from router.config import load_settings
     from router.kernel import rights
 
@@ -137,16 +155,20 @@ def _run(flags: dict[str, object], config_file: Path | None) -> None:
         if isinstance(path := flags.get(name), str) and path != IN_CLUSTER:
             flags[name] = str(Path(path).absolute())
     settings = load_settings(flags, os.environ, config_file)
-    _log_to_stderr(settings.log_level, settings.log_format)
+    _log_to_stderr(settings)
     rights.check()
+    _confine(settings)
 
     # numpy's BLAS, which nothing here uses, would start threads that spin and keep 30 MB.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
     from router import collector
     from router.control.listen import TcpListener, UnixSocket
-    from router.control.server import serve
     from router.daemon import Daemon
+    from router.takeover.fdstore import FdStore
+    from router.takeover.fdstore import inherited as from_systemd
+    from router.takeover.inherited import Relief
+    from router.takeover.predecessor import Predecessor
 
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -155,29 +177,114 @@ def _run(flags: dict[str, object], config_file: Path | None) -> None:
     tcp = (
         TcpListener(str(tls.listen.address), tls.listen.port, str(tls.cert), str(tls.key), str(tls.ca)) if tls else None
     )
+    store = FdStore(os.environ)
+    inherited = from_systemd(os.environ, store)
+    successor, left = _take_over(settings) if takeover else (None, None)
     # Looked at before anything is made, so that what is refused is refused in one line.
-    UnixSocket(str(settings.socket_path)).check_free()
+    if successor is None:
+        UnixSocket(str(settings.socket_path)).check_free()
     if tcp is not None:
         tcp.read()
-        tcp.check_free()
-    daemon = Daemon(settings)
+        if successor is None:
+            tcp.check_free()
+    daemon = Daemon(settings, left or inherited, successor or Relief(), store)
+    relieved = threading.Event()
+
+    def leave(stop_control: bool) -> None:
+        """Let go of what a successor cannot share; it takes the control socket's place by itself."""
+        if web is not None:
+            web.stop()
+        if stop_control:
+            server.stop()
+
+    def relieve() -> None:
+        relieved.set()
+        ended.set()
+
+    predecessor = Predecessor(settings.socket_path, daemon.owner, leave, relieve)
     try:
-        server = serve(daemon, socket_path=str(settings.socket_path), tcp=tcp)
+        from router.control.server import serve  # only now: packets flow by now, and gRPC takes long to import
+
+        if successor is not None:
+            successor.leave(stop_control=tcp is not None)
+            daemon.gate.open()
+        web = _web(settings, daemon)
+        predecessor.claim()
+        server = serve(daemon, socket_path=str(settings.socket_path), tcp=tcp, replacing=successor is not None)
     except BaseException:
+        predecessor.stop()
         daemon.withdraw()
         raise
     try:
         server.start()
+        predecessor.start()
+        if successor is not None:
+            successor.close()  # only now: both sockets' paths are ours, and the other does not unlink them when it ends
+        store.started()
         reconciler = _reconcile(settings)
         logging.getLogger("router").info("control at unix:%s", settings.socket_path)
+        if web is not None:
+            web.start()
         collector.settle()
         collector.keep_until(ended)
         if reconciler is not None:
             reconciler.stop()
+        store.stopping()
+        predecessor.stop()
         daemon.announce_stop()
-        server.stop()
+        if web is not None:
+            web.stop()
+        # Nobody waits for one that was relieved: what is asked of it may be answered to the end.
+        server.stop(_RELIEVED_GRACE_S if relieved.is_set() else _GRACE_S)
     finally:
+        predecessor.stop()
         daemon.close()
+
+
+def _confine(settings: Settings) -> None:
+    """Give up rights before there is a thread that would keep them."""
+    from router.kernel import confine
+
+    listens = (settings.tls, settings.web)
+    ports = [settings.underlay.port, *(each.listen.port for each in listens if each)]
+    low_ports = min(ports) < confine.LOWEST_FREE_PORT
+    for failure in confine.confine(settings.confine, low_ports=low_ports, runtimes=settings.reconcile):
+        logging.getLogger("router").warning("%s", failure)
+
+
+def _web(settings: Settings, daemon: Daemon) -> WebServer | None:
+    """Bind the page's server, where one is asked for."""
+    if settings.web is None:
+        return None
+    from router.web.app import App
+    from router.web.server import WebServer
+
+    return WebServer(App(daemon, settings.web.hosts), settings.web.listen)
+
+
+def _take_over(settings: Settings) -> tuple[Successor | None, Inherited | None]:
+    """Ask the router that runs here for all it has; None when there is no such router. Raise Refusal."""
+    from dataclasses import asdict
+
+    # All that is imported late else: from now on until we serve, the other refuses changes.
+    from router.control import server  # noqa: F401
+    from router.engine.choose import choose
+    from router.kernel import conntrack  # noqa: F401
+    from router.observe.trace import tracer  # noqa: F401
+    from router.owner import identity
+    from router.takeover.successor import Successor
+
+    choose(settings.engine)
+    if settings.etcd is not None:
+        from router.subnets.etcd import source  # noqa: F401
+    successor = Successor.knock(settings.socket_path)
+    if successor is None:
+        logging.getLogger("router").info(
+            "no router runs at %s to take over from: starting as ever", settings.socket_path
+        )
+        return None, None
+    inherited = successor.inherit(identity(settings), asdict(settings.offloads))
+    return (successor, inherited) if inherited is not None else (None, None)
 
 
 def _reconcile(settings: Settings) -> Reconciler | None:
@@ -197,15 +304,18 @@ def _reconcile(settings: Settings) -> Reconciler | None:
     return made
 
 
-def _log_to_stderr(level: str, form: str) -> None:
+def _log_to_stderr(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    if form == "json":
-        from router.logs import JsonFormatter
+    if settings.log_format == "json":
+        from importlib.metadata import version
 
-        handler.setFormatter(JsonFormatter())
+        from router.logs import JsonFormatter, resource
+
+        whose = resource(settings.node, version("podwire"), os.environ, kubernetes=settings.kubernetes is not None)
+        handler.setFormatter(JsonFormatter(whose))
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
-    logging.getLogger("router").setLevel(level.upper())
+    logging.getLogger("router").setLevel(settings.log_level.upper())

@@ -22,6 +22,7 @@ from router.values import (
     number_reader,
     read_endpoint,
     read_flag,
+    read_hosts,
     read_key_prefix,
     read_listen,
     read_name,
@@ -60,6 +61,17 @@ class Tls:
     cert: Path
     key: Path
     ca: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Web:
+    """A page and metrics over HTTP, for reading only."""
+
+    listen: Endpoint
+    remote: bool = False
+    """Whether that may be another address than a loopback one."""
+    hosts: tuple[str, ...] = ()
+    """Names by which people reach it, beside localhost and addresses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +141,9 @@ class Settings:
     """How long a released address rests before another Pod may get it."""
     offloads: OffloadSwitches = field(default_factory=OffloadSwitches)
     tls: Tls | None = None
+    web: Web | None = None
+    confine: Switch = Switch.AUTO
+    """Whether to give up the rights that a router does not need."""
     reconcile: tuple[str, ...] = ()
     """Runtimes asked from time to time which Pods there are: "containerd:SOCKET" or "podman"."""
     reconcile_every_s: float = 30.0
@@ -175,7 +190,7 @@ def _settled(read: dict[str, object]) -> Settings:
                 Kind.INVALID,
                 f"{name} is not set: give {flag(name)}, {ENVIRONMENT}{_shout(name)}, or {name} in the --config file",
             )
-    tables: dict[str, dict[str, object]] = {"tls": {}, "offloads": {}, "etcd": {}, "kubernetes": {}}
+    tables: dict[str, dict[str, object]] = {name: {} for name in ("tls", "web", "offloads", "etcd", "kubernetes")}
     plain: dict[str, object] = {}
     for name, value in read.items():
         table, dot, key = name.partition(".")
@@ -191,6 +206,8 @@ def _settled(read: dict[str, object]) -> Settings:
                 f"a TCP listener needs mutual TLS, and {', '.join(missing)} is not set ({', '.join(map(flag, missing))})",
             )
         plain["tls"] = Tls(**tables["tls"])  # type: ignore[arg-type]
+    if tables["web"]:
+        plain["web"] = _web(tables["web"])
     if tables["etcd"]:
         plain["etcd"] = _etcd(tables["etcd"])
     if tables["kubernetes"]:
@@ -216,6 +233,19 @@ def _settled(read: dict[str, object]) -> Settings:
     ):
         raise Refusal(Kind.INVALID, "offloads.tun_tso and tun_uso cannot be on while offloads.tun_checksum is off")
     return settings
+
+
+def _web(given: dict[str, object]) -> Web:
+    if "listen" not in given:
+        raise Refusal(Kind.INVALID, f"web.listen is not set ({flag('web.listen')})")
+    found = Web(**given)  # type: ignore[arg-type]
+    if not (found.listen.address.is_loopback or found.remote):
+        raise Refusal(
+            Kind.INVALID,
+            f"web.listen {found.listen} is no loopback address, and whoever reaches the page may read it: if that is meant, "
+            f"set web.remote as well ({flag('web.remote')})",
+        )
+    return found
 
 
 def _etcd(given: dict[str, object]) -> Etcd:
@@ -249,7 +279,7 @@ def _from_file(path: Path) -> Iterator[tuple[str, object]]:
         document = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise Refusal(Kind.INVALID, f"cannot read config file {path}: {error.strerror}") from None
-    except ValueError as error:  # tomllib.TOMLDecodeError says line and column; UnicodeDecodeError is one too
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError says line and column; UnicodeDecodeError is one too
         raise Refusal(Kind.INVALID, f"config file {path} is not TOML: {error}") from None
     for name, value in document.items():
         if isinstance(value, dict) and name in _TABLES:
@@ -308,6 +338,7 @@ _PARSERS: dict[str, Callable[[object], object]] = {
     "egress": read_flag,
     "masquerade": read_flag,
     "address_rest_s": read_seconds,
+    "confine": read_switch,
     "reconcile": read_runtimes,
     "reconcile_every_s": read_seconds,
     "reconcile_grace_s": read_seconds,
@@ -317,6 +348,9 @@ _PARSERS: dict[str, Callable[[object], object]] = {
     "tls.cert": read_path,
     "tls.key": read_path,
     "tls.ca": read_path,
+    "web.listen": read_listen,
+    "web.remote": read_flag,
+    "web.hosts": read_hosts,
     "etcd.endpoints": read_urls,
     "etcd.prefix": read_key_prefix,
     "etcd.ttl_s": number_reader(3, 86400),
@@ -344,6 +378,7 @@ _FIELDS = {
 _FLAGS = {
     "tls.listen": "listen",
     "tls.ca": "tls-client-ca",
+    "web.hosts": "web-host",
     "etcd.endpoints": "etcd",
     "kubernetes.config": "kubernetes",
 }

@@ -1,6 +1,9 @@
 """The daemon: what people and runtimes asked for, made true on this node.
 
-    journal → subnet table → engine with its routes → podwire0 → attachments of the last run → control
+    journal → subnet table → engine with its routes → podwire0 and attachments of the last run → packets flow → all else
+    that is made good, asked and watched → control
+
+What an earlier router left is carried again before anything is imported or looked at that can wait (docs/restarts.md).
 
 It owns every fd and every thread but the engine's own; `control` only translates.
 """
@@ -8,15 +11,13 @@ It owns every fd and every thread but the engine's own; `control` only translate
 from __future__ import annotations
 
 import logging
-import os
 import time
 import uuid
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, suppress
-from importlib import metadata
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from router import collector, overlay
+from router import collector, overlay, process
 from router.attachments import Attachments
 from router.cluster import Cluster, Underlay
 from router.config import Settings
@@ -25,28 +26,41 @@ from router.engine.interface import Engine, EngineSettings
 from router.errors import Kind, Refusal
 from router.events import EventKind, EventLog
 from router.journal import Identity, Journal
-from router.kernel import underlay
+from router.kernel import confine, underlay
 from router.kernel.links import local_prefixes
-from router.model import NODE_KEY, Attachment, AttachmentKey, Endpoint, Node, Prefix, SubnetTable
-from router.observe.names import Names
-from router.observe.observatory import Observatory
+from router.last_start import LastStart
+from router.model import NODE_KEY, Address, Attachment, AttachmentKey, Endpoint, Node, Prefix, SubnetTable
+from router.observe.refused import RefusedPods
+from router.owner import Owner
 from router.ports import Ports
 from router.reconcile import Reconciler
 from router.status import AttachRequest, CheckRequest, Counters, PeerStatus, Status
 from router.subnets.check import overlap_with_local
+from router.takeover import counts
+from router.takeover.continued import ContinuedEngine
+from router.takeover.fdstore import FdStore
+from router.takeover.gate import Gate
+from router.takeover.inherited import UNDERLAY, Inherited, Relief, name_of
 from router.tombstones import Tombstones
 from router.uplink import Uplink, node_interfaces
 
-_log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import socket as sockets
 
-_CORES_FOR_TWO_THREADS = 4
+    from router.observe.observatory import Observatory
+    from router.observe.trace.questions import Questions
+
+_log = logging.getLogger(__name__)
 
 
 class Daemon:
     """One router. Made running; `close` ends it and leaves every device as it is for the next."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Start everything, or raise Refusal with nothing left behind."""
+    def __init__(self, settings: Settings, inherited: Inherited, relief: Relief, store: FdStore) -> None:
+        """Start everything, or raise Refusal with nothing left behind.
+
+        What an earlier process left open is `inherited`; `relief` says when nobody else carries its packets any more.
+        """
         self._settings = settings
         self._started_at_s = time.time()
         self._notes: list[str] = []
@@ -54,30 +68,43 @@ class Daemon:
         engine_name, factory = choose(settings.engine)
         if settings.engine == AUTO and engine_name != NAMES[0]:
             _log.info("engine %s, as the %s one is not built here: build it with %s", engine_name, NAMES[0], BUILD)
+        self.gate, self._refused = Gate(), RefusedPods()
+        self._questions: Questions | None = None
+        if inherited.live:
+            self.gate.close(0)  # until its owner has left: whoever takes the work back must find it as it was
         with ExitStack() as undo:
+            undo.callback(inherited.close)
             overlap_with_local(settings.networks, local_prefixes(besides=NODE_KEY.if_name))
             self._mtu_bytes = overlay.mtu_bytes(settings)
-            self._offloads, notes = overlay.offloads(settings)
-            self._note(notes)
-            self._journal = Journal(settings.state_dir / "router.db")
+            self._journal = Journal(settings.state_dir / "router.db", inherited.take_lock())
             undo.callback(self._journal.close)
             undo.push(_if_failed(self._journal.withdraw))
-            identity = self._identify()
-            self._epoch = identity.counters_epoch
+            identity = self._identify(inherited.counters_epoch)
+            memory = self._journal.memory("start")
+            last = LastStart.of(settings, memory, self._journal.memory("etcd").load())
+            self._offloads, notes = last.offloads(inherited.offloads)
+            self._note(notes)
             self._cluster = Cluster(
-                settings, self._journal, self.events, identity.epoch, self._take_subnets, self._hold
+                settings,
+                self._journal,
+                self.events,
+                identity.epoch,
+                self._take_subnets,
+                self._hold,
+                again=last.again and not inherited.live,
             )
             undo.callback(self._cluster.stop)  # a source may run from its first reading on
             first = self._cluster.first()
-            socket = underlay.open_underlay(settings.underlay, self._offloads)
+            socket = inherited.socket(settings.underlay) or underlay.open_underlay(settings.underlay, self._offloads)
             undo.callback(socket.close)
-            self._engine: Engine = factory(
+            store.keep(UNDERLAY, socket.fileno())
+            engine = factory(
                 EngineSettings(
                     vni=settings.vni,
                     mtu_bytes=self._mtu_bytes,
                     overhead_bytes=underlay.overhead_bytes(settings.underlay),
                     offloads=self._offloads,
-                    threads=settings.engine_threads or _threads(),
+                    threads=settings.engine_threads or process.engine_threads(),
                     spin_us=settings.spin_us,
                     spin_percent=settings.spin_percent,
                 ),
@@ -85,6 +112,8 @@ class Daemon:
                 socket,
                 self,
             )
+            undo.callback(engine.close)
+            self._engine: Engine = ContinuedEngine(engine, first) if inherited.live else engine
             self._ports = Ports(settings.networks, settings.egress)
             self._attachments = Attachments(
                 self._journal,
@@ -94,28 +123,39 @@ class Daemon:
                 self._mtu_bytes,
                 self._offloads,
                 settings.address_rest_s,
+                store,
             )
             undo.callback(self._attachments.close)
             tombstones = Tombstones(settings.socket_path.parent / "tombstones")
-            self._reconciler = Reconciler(self._attachments, tombstones)
+            self._reconciler = Reconciler(self._attachments, tombstones, self.gate)
             self._uplink = Uplink(
                 settings.networks, self._mtu_bytes, self._offloads, settings.egress, settings.masquerade
             )
             undo.callback(self._uplink.close)
             undo.push(_if_failed(self._uplink.withdraw))
             own = self._cluster.own_subnets()
-            self._attachments.restore(own)
-            self._note(self._uplink.apply(own, self._engine))
-            self._reconciler.round()
-            undo.callback(self._engine.close)
+            self._attachments.restore(own, inherited)
+            self._uplink.take_up(own, self._engine, inherited)
+            inherited.close()
+            relief.before_start((*self._attachments.fds().values(), self._uplink.fd), self._offloads, socket)
             undo.callback(self._engine.stop)
             self._engine.start()
+            self._go_on_counting(relief.after_start(), inherited.same_socket)
+            self.observatory = self._observe(undo, socket)
+            self._attachments.mend()
+            self._note(self._uplink.apply(own, self._engine))
+            if self._uplink.fd >= 0:
+                store.keep(name_of(NODE_KEY), self._uplink.fd)
+            self._reconciler.round()
             undo.callback(self._reconciler.stop)
             self._reconciler.start()
             undo.callback(self._cluster.stop)
             self._cluster.start(self._engine, Underlay(socket, self._mtu_bytes, self._path_carries))
-            self.observatory = Observatory(Names(settings.node, self.attachments, self._cluster.others), self._engine)
-            undo.callback(self.observatory.close)
+            self.owner = Owner(
+                settings, self._epoch, self._offloads, self._journal, self._cluster, self._attachments, self._uplink,
+                self._engine, socket, self.gate,
+            )  # fmt: skip
+            last.remember(memory, self._offloads, notes)
             self._undo = undo.pop_all()
         _log.info(
             "node %s: engine %s, underlay %s, overlay MTU %d, subnets %s",
@@ -141,8 +181,8 @@ class Daemon:
 
     # Start
 
-    def _identify(self) -> Identity:
-        """Say whose journal it is, refuse another node's, and begin a new epoch of counters."""
+    def _identify(self, counters_epoch: str = "") -> Identity:
+        """Say whose journal it is, refuse another node's, and begin a new epoch of counters unless one goes on."""
         name = self._settings.node
         known = self._journal.node()
         if known is not None and known.name != name:
@@ -151,9 +191,42 @@ class Daemon:
                 f"state directory {self._settings.state_dir} belongs to node {known.name!r}, this is {name!r}: "
                 "use another --state-dir, or remove it if that node is no more",
             )
-        identity = Identity(name, known.epoch if known else str(uuid.uuid4()), str(uuid.uuid4()))
+        self._epoch = counters_epoch or str(uuid.uuid4())
+        identity = Identity(name, known.epoch if known else str(uuid.uuid4()), self._epoch)
         self._journal.set_node(identity)
         return identity
+
+    def _go_on_counting(self, before: dict[str, Any] | None, same_socket: bool) -> None:
+        """Let counters go on where a predecessor's ended; when nobody can say where, they begin a new epoch."""
+        if not isinstance(self._engine, ContinuedEngine):
+            return
+        self._journal.claim()
+        try:
+            if before is not None:
+                self._engine.go_on_from(counts.decode(before), same_socket)
+                return
+        except (KeyError, TypeError, ValueError) as error:
+            _log.warning("the counters of the router before cannot be read (%r), and begin anew", error)
+        self._identify()
+
+    def _observe(self, undo: ExitStack, socket: sockets.socket) -> Observatory:
+        """Make what answers questions about packets, the peers' too."""
+        # Late: half as much to import as all that comes before.
+        from router.observe.names import Names
+        from router.observe.observatory import Observatory
+        from router.observe.trace.questions import Questions
+        from router.observe.trace.tracer import Tracer
+
+        here, cluster = self._settings.underlay, self._cluster
+        names = Names(self._settings.node, self.attachments, cluster.others, self._own_addresses, self._refused.why)
+        questions = Questions(socket, self._settings.vni, names)
+        undo.callback(questions.stop)
+        questions.start(self._engine)
+        self._questions = questions
+        tracer = Tracer(self._engine, questions, cluster, here.address, self._mtu_bytes)
+        made = Observatory(names, self._engine, self.events, here, cluster.round_trips, tracer)
+        undo.callback(made.close)
+        return made
 
     def _note(self, notes: Collection[str]) -> None:
         for note in notes:
@@ -173,15 +246,18 @@ class Daemon:
 
     def replace_subnets(self, nodes: tuple[Node, ...], expected_version: int | None) -> SubnetTable:
         """Replace the table whole. Raise Refusal: CONFLICT when the version has moved, STATE when a source rules."""
-        return self._cluster.tables.replace(nodes, expected_version)
+        with self.gate.passing():
+            return self._cluster.tables.replace(nodes, expected_version)
 
     def upsert_subnets(self, node: Node) -> SubnetTable:
         """Add or replace one node of the table."""
-        return self._cluster.tables.upsert(node)
+        with self.gate.passing():
+            return self._cluster.tables.upsert(node)
 
     def remove_subnets(self, name: str) -> SubnetTable:
         """Take one node out of the table."""
-        return self._cluster.tables.remove(name)
+        with self.gate.passing():
+            return self._cluster.tables.remove(name)
 
     # Attachments
 
@@ -190,17 +266,17 @@ class Daemon:
 
     def attach(self, request: AttachRequest) -> Attachment:
         """Give a Pod its interface. Idempotent."""
-        with collector.sweeping():
+        with self.gate.passing(), collector.sweeping(), self._refused.noting(request.key, request.labels):
             return self._attachments.attach(request)
 
     def detach(self, key: AttachmentKey) -> bool:
         """Take it away; False when there was none."""
-        with collector.sweeping():
+        with self.gate.passing(), collector.sweeping():
             return self._attachments.detach(key)
 
     def sync(self, live: Collection[AttachmentKey], owner: str, as_of_ns: int) -> tuple[AttachmentKey, ...]:
         """Release all of an owner but the live set, as it was at a time."""
-        with collector.sweeping():
+        with self.gate.passing(), collector.sweeping():
             return self._attachments.sync(live, owner, as_of_ns)
 
     def check(self, request: CheckRequest) -> Attachment:
@@ -232,7 +308,7 @@ class Daemon:
         return Status(
             node=self._settings.node,
             engine=self._engine.name,
-            version=metadata.version("podwire"),
+            version=process.version(),
             started_at_s=self._started_at_s,
             networks=self._settings.networks,
             subnets=own,
@@ -241,17 +317,18 @@ class Daemon:
             mtu_bytes=self._mtu_bytes,
             vni=self._settings.vni,
             offloads=self._offloads,
-            notes=(*self._notes, *lost),
+            notes=(*self._notes, *lost, *self._cluster.narrow_paths(self._mtu_bytes)),
             attachments=len(self._attachments.list()),
             peers=sum(node.name != self._settings.node for node in table.nodes),
             table_version=table.version,
             table_age_s=self._cluster.tables.age_s,
             free_addresses=self._attachments.addresses.free(),
-            resident_bytes=_resident_bytes(),
+            resident_bytes=process.resident_bytes(),
             table_error=self._cluster.tables.error,
             peers_unreachable=count_unreachable,
             unreachable=unreachable,
             source=self._cluster.source_state(),
+            confinement=confine.in_force(),
         )
 
     def peers(self) -> tuple[SubnetTable, tuple[PeerStatus, ...]]:
@@ -260,6 +337,9 @@ class Daemon:
         tallies = self._engine.counters().peers
         found = self._cluster.peers()
         return table, tuple(PeerStatus(node, report, tallies.get(node.endpoint)) for node, report in found)
+
+    def _own_addresses(self) -> tuple[Address, ...]:
+        return tuple(interface.ip for interface in node_interfaces(self._cluster.own_subnets()))
 
     # What the engine asks and tells (engine.interface.Host)
 
@@ -288,6 +368,8 @@ class Daemon:
 
     def question_came(self, endpoint: Endpoint, datagram: bytes, received_ns: int) -> None:
         """Take a peer's question about a packet, or its reply."""
+        if self._questions is not None:  # or it has only just started
+            self._questions.take(endpoint, datagram, received_ns)
 
     def engine_failed(self, why: str) -> None:
         """Note a bug of the engine's."""
@@ -307,19 +389,3 @@ def _if_failed(action: Callable[[], None]) -> Callable[[type[BaseException] | No
             action()
 
     return leave
-
-
-def _threads() -> int:
-    """Return how many engine threads this machine is worth.
-
-    Threads of Python wait for each other's lock at every system call: on two cores, shared with the Pods, one thread
-    spends a third less CPU a gigabyte than two (docs/decisions/0011-engine-threads.md).
-    """
-    return 1 if len(os.sched_getaffinity(0)) < _CORES_FOR_TWO_THREADS else 2
-
-
-def _resident_bytes() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    return 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from router.errors import Kind, Refusal
-from router.journal import Recorded
-from router.kernel import netns
+from router.journal import Intent, Journal, Recorded
+from router.kernel import netns, tun
 from router.model import NO_LIMITS, Attachment
 from router.status import AttachRequest
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -71,3 +74,15 @@ def same_namespace(recorded: Recorded) -> bool:
         return recorded.namespace in (None, netns.identity(recorded.attachment.netns_path))
     except Refusal:
         return True
+
+
+def undo_unfinished(journal: Journal, now_s: float) -> None:
+    """Undo every attachment whose set-up or end was under way when the last router stopped; nobody was told of it."""
+    for recorded in journal.load().attachments:
+        if recorded.intent is not Intent.ATTACHED:
+            attachment = recorded.attachment
+            _log.info("undoing %s, which was %s when the last router stopped", attachment.key, recorded.intent)
+            if same_namespace(recorded):
+                tun.remove(attachment.netns_path, attachment.key.if_name)
+            # What was being detached had been in use, what was being attached had not.
+            journal.finish_detach(attachment.key, now_s if recorded.intent is Intent.DETACHING else 0.0)

@@ -55,6 +55,7 @@ CREATE TABLE departed (
 """,
 )
 """What makes schema 1 of nothing, and 2 of 1."""
+SCHEMA = len(_STEPS)
 _ADD_ATTACHMENT = "INSERT OR IGNORE INTO attachment VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -105,14 +106,17 @@ class Identity:
 class Journal:
     """One router's durable state. Thread-safe; each call is committed when it returns."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the file, and keep every other router out of its directory until `close`."""
-        self._file = StateFile(path, _STEPS)
+    def __init__(self, path: Path, lock_fd: int = -1) -> None:
+        """Open or create the file, and keep every other router out of its directory until `close`; see StateFile."""
+        self._file = StateFile(path, _STEPS, lock_fd)
         status = path.stat()
         self.place = f"{status.st_dev}:{status.st_ino}"
         """Which file it is, on this machine: no two routers have the same one."""
         self.close = self._file.close
         self.withdraw = self._file.withdraw
+        self.claim = self._file.claim
+        self.lend_lock = self._file.lend_lock
+        self.freeze = self._file.freeze
 
     def begin_attach(self, attachment: Attachment, namespace: netns.Identity | None = None, since_ns: int = 0) -> None:
         """Record that an attachment is being made, with the addresses it holds. Refuse a known key or held address."""

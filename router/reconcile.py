@@ -12,6 +12,7 @@ import threading
 
 from router.attachments import Attachments
 from router.errors import Refusal
+from router.takeover.gate import Gate
 from router.tombstones import Tombstones
 
 _log = logging.getLogger(__name__)
@@ -23,8 +24,9 @@ PERIOD_S = 1.0
 class Reconciler:
     """Looks from `start` to `stop`; `round` looks once."""
 
-    def __init__(self, attachments: Attachments, tombstones: Tombstones) -> None:
+    def __init__(self, attachments: Attachments, tombstones: Tombstones, gate: Gate) -> None:
         self._attachments = attachments
+        self._gate = gate
         self._tombstones = tombstones
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconcile", daemon=True)
@@ -41,9 +43,12 @@ class Reconciler:
 
     def round(self) -> None:
         """Look once. What cannot be released stays for the next time."""
+        if self._gate.closed:
+            return
         try:
-            self._tombstones.bury(self._attachments.bury)
-            self._attachments.release_vanished()
+            with self._gate.passing():
+                self._tombstones.bury(self._attachments.bury)
+                self._attachments.release_vanished()
         except Refusal as refusal:
             _log.warning("reconcile: %s", refusal.message)
 

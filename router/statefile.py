@@ -25,16 +25,18 @@ _APPLICATION_ID = 0x706F6477
 class StateFile:
     """The open file. Thread-safe; each transaction is committed when its block ends."""
 
-    def __init__(self, path: Path, steps: Sequence[str]) -> None:
+    def __init__(self, path: Path, steps: Sequence[str], lock_fd: int = -1) -> None:
         """Open or create the file, and keep every other router out of its directory until `close`.
 
+        `lock_fd` is a predecessor's lock, which goes on, and is ours to close; say `claim` once the predecessor has gone.
         `steps` are the SQL scripts that make schema 1 of nothing, 2 of 1, and so on; those still to do are done.
         """
         self._path = path
         self._steps = steps
         self._mutex = threading.Lock()
         self._made = [made for made in (path, path.parent / "lock", path.parent) if not os.path.lexists(made)]
-        self._lock_fd = _own_directory(path)
+        self._frozen = False
+        self._lock_fd = _own_directory(path) if lock_fd < 0 else _adopt_lock(path, lock_fd)
         try:
             self._db = self._open()
         except BaseException:
@@ -58,6 +60,19 @@ class StateFile:
                 self._unmake()
                 os.close(self._lock_fd)
                 self._lock_fd = -1
+
+    def claim(self) -> None:
+        """Say in the lock that it is this process that has it."""
+        _sign(self._lock_fd)
+
+    def lend_lock(self) -> int:
+        """Return the lock's fd for a successor; it stays ours to close, and the lock holds until both have."""
+        return self._lock_fd
+
+    def freeze(self, frozen: bool) -> None:
+        """Write nothing any more once this returns, or write again: a successor works with the file."""
+        with self._mutex:
+            self._frozen = frozen
 
     def _unmake(self) -> None:
         """Remove files and directory that were not there before, while the lock still keeps others out."""
@@ -113,6 +128,8 @@ class StateFile:
         with self._mutex:
             if self._lock_fd < 0:
                 raise Refusal(Kind.UNAVAILABLE, f"journal {self._path} is closed: the router is stopping")
+            if self._frozen:
+                raise Refusal(Kind.UNAVAILABLE, "a successor is taking over; try again")
             with self._usable():
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
@@ -180,6 +197,24 @@ def _own_directory(path: Path) -> int:
             Kind.STATE,
             f"state directory {directory} is in use by another router (pid {pid}): stop it, or use another --state-dir",
         ) from None
+    _sign(fd)
+    return fd
+
+
+def _sign(fd: int) -> None:
     os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    os.pwrite(fd, f"{os.getpid():7}\n".encode(), 0)
+
+
+def _adopt_lock(path: Path, fd: int) -> int:
+    """Check that an fd is this directory's lock, and that it locks."""
+    try:
+        if not os.path.samestat(os.fstat(fd), (path.parent / "lock").stat()):
+            raise OSError(0, "it is another file")
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise Refusal(
+            Kind.STATE, f"the lock of state directory {path.parent} was not handed over: {error.strerror}"
+        ) from None
     return fd

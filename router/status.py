@@ -94,3 +94,5 @@ class Status:
     unreachable: tuple[str, ...] = ()
     """Some of them, each with the reason."""
     source: SourceState | None = None
+    confinement: str = ""
+    """What the router gave up, in words."""

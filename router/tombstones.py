@@ -39,7 +39,7 @@ class Tombstones:
         for path in self._waiting():
             try:
                 key, detached_ns = _read(path)
-            except (OSError, ValueError, TypeError, KeyError) as error:
+            except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
                 _log.warning("removing %s: no detachment (%s)", path, " ".join(str(error).split()))
                 with suppress(OSError):
                     path.unlink()

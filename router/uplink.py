@@ -15,6 +15,7 @@ from router.errors import Kind, Refusal
 from router.ipam import node_address
 from router.kernel import masquerade, netns, portmap, tun
 from router.model import NODE_KEY, Attachment, AttachmentKey, Interface, Offloads, Prefix
+from router.takeover.inherited import Inherited
 
 
 class Uplink:
@@ -31,6 +32,39 @@ class Uplink:
         self._fd = -1
         self._made = False
         self._subnets: tuple[Prefix, ...] | None = None
+        self._attached: tuple[Interface, ...] = ()
+        """The addresses with which the engine has it."""
+
+    @property
+    def fd(self) -> int:
+        """The TUN, for who shares it; -1 while there is none."""
+        return self._fd
+
+    def take_up(self, subnets: tuple[Prefix, ...], engine: Engine, inherited: Inherited) -> None:
+        """Carry packets of the podwire0 that was left, if one was; `apply` makes good what it lacks. Raise Refusal."""
+        if not subnets:
+            return
+        self._fd = inherited.tun(NODE_KEY, netns.identity(netns.OWN))
+        if self._fd < 0:
+            self._reopen()
+        if self._fd >= 0:
+            self._attach(node_interfaces(subnets), engine)
+
+    def _reopen(self) -> None:
+        """Open the podwire0 an earlier router left, if one did."""
+        try:
+            self._fd = tun.reopen(netns.OWN, NODE_KEY.if_name, self._offloads)
+        except Refusal as refusal:
+            if refusal.kind is not Kind.NOT_FOUND:
+                raise
+
+    def _attach(self, addresses: tuple[Interface, ...], engine: Engine) -> None:
+        if addresses == self._attached:
+            return
+        with suppress(KeyError):
+            engine.detach(NODE_KEY)
+        engine.attach(Attachment(NODE_KEY, netns.OWN, addresses, self._mtu_bytes), self._fd)
+        self._attached = addresses
 
     def apply(self, subnets: tuple[Prefix, ...], engine: Engine) -> tuple[str, ...]:
         """Make podwire0 carry the first address of each subnet; return notes on what was changed on the node.
@@ -47,25 +81,15 @@ class Uplink:
         else:
             masquerade.disable()
         if self._fd < 0:
-            self._fd = self._open(dress)
+            self._reopen()
+        if self._fd < 0:
+            self._fd = tun.create(netns.OWN, NODE_KEY.if_name, dress, self._offloads)
+            self._made = True
         tun.redress(netns.OWN, NODE_KEY.if_name, dress)
         _admit_own()
-        with suppress(KeyError):
-            engine.detach(NODE_KEY)
-        engine.attach(Attachment(NODE_KEY, netns.OWN, addresses, self._mtu_bytes), self._fd)
+        self._attach(addresses, engine)
         self._subnets = subnets
         return masquerade.forward(subnets) if self._egress else ()
-
-    def _open(self, dress: tun.Dress) -> int:
-        """Take over the podwire0 an earlier router left, or make it."""
-        try:
-            return tun.reopen(netns.OWN, NODE_KEY.if_name, dress, self._offloads)
-        except Refusal as refusal:
-            if refusal.kind is not Kind.NOT_FOUND:
-                raise
-        fd = tun.create(netns.OWN, NODE_KEY.if_name, dress, self._offloads)
-        self._made = True
-        return fd
 
     def ring_drops(self) -> dict[AttachmentKey, int]:
         """Return what the kernel dropped at podwire0's full ring."""

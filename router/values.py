@@ -142,6 +142,15 @@ def read_urls(value: object) -> tuple[str, ...]:
     return tuple(entry.rstrip("/") for entry in entries)
 
 
+def read_hosts(value: object) -> tuple[str, ...]:
+    """Read names of a host, in a list or with commas."""
+    entries = _listed(value, "names of a host, such as podwire.example.org")
+    for entry in entries:
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?", entry):
+            raise ValueError(f"{entry!r} must be a name of a host, without a port")
+    return tuple(entry.lower() for entry in entries)
+
+
 def read_key_prefix(value: object) -> str:
     """Read what keys begin with: a path, without its last slash."""
     text = read_text(value).rstrip("/")

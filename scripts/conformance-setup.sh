@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up the real container runtimes that `make conformance` runs against, on a Debian machine. Safe to repeat; a repeat
+# Set up the real container runtimes, browser and promtool that `make conformance` runs against, on a Debian machine. Safe to repeat; a repeat
 # takes no time.
 #
 # Debian's own packages are installed (where systemd runs, it starts their services; the tests start daemons of their own
@@ -12,6 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly PARTS=$PWD/build/conformance
 # What to run, or a file, and the Debian package that brings it.
 readonly WANTED=(containerd:containerd runc:runc podman:podman conmon:conmon busybox:busybox-static iptables:iptables
+    chromium:chromium chromedriver:chromium-driver
     go:golang-go /usr/lib/cni/bridge:containernetworking-plugins
     /usr/share/gocode/src/github.com/containernetworking/cni/libcni:golang-github-appc-cni-dev)
 # containerd by version, and the Debian suite that has it.
@@ -79,6 +80,23 @@ unpack() {
     mv "$draft" "$target"
 }
 
+# promtool out of Debian's package of Prometheus, whose server is not installed and so not started either.
+unpack_promtool() {
+    [[ -x $PARTS/promtool ]] && return
+    say "unpacking promtool"
+    local draft=$PARTS/promtool.draft log
+    rm -rf "$draft" && mkdir -p "$draft"
+    log=$(mktemp -t podwire-conformance.XXXXXX)
+    (cd "$draft" && { apt-get -o APT::Sandbox::User=root download prometheus || {
+        apt-get -o DPkg::Lock::Timeout=300 update && apt-get -o APT::Sandbox::User=root download prometheus; }; }) >"$log" 2>&1 </dev/null ||
+        { tail -n 15 "$log" >&2; die "Debian's package prometheus did not come, for the reason above"; }
+    rm -f "$log"
+    dpkg-deb -x "$draft"/prometheus_*.deb "$draft"
+    "$draft/usr/bin/promtool" --version >/dev/null 2>&1 || die "promtool of Debian's prometheus does not run here"
+    mv "$draft/usr/bin/promtool" "$PARTS/promtool"
+    rm -rf "$draft"
+}
+
 build_driver() {
     local source=tests/conformance/libcni/main.go driver=$PARTS/libcni-driver
     [[ $driver -nt $source ]] && return
@@ -106,5 +124,6 @@ for pair in "${NEWER[@]}"; do
         say "WARNING: no containerd $version, so its tests will be skipped: $why"
     fi
 done
+unpack_promtool
 rm -rf "$PARTS/apt" "$PARTS"/*.draft
 build_driver

@@ -13,7 +13,7 @@ extras=$(printf '%s\n' "$@" | sort -u | paste -sd, -)
 commands=(ip:iproute2 nft:nftables iperf3:iperf3 ping:iputils-ping traceroute:traceroute pgrep:procps)
 # For the tests; commands without a place on PATH are named by theirs. Runtimes are conformance-setup.sh's.
 [[ ",$extras," == *,dev,* ]] && commands+=(
-    tshark:tshark iptables:iptables etcd:etcd-server /usr/lib/cni/portmap:containernetworking-plugins
+    tshark:tshark iptables:iptables etcd:etcd-server etcdctl:etcd-client /usr/lib/cni/portmap:containernetworking-plugins
 )
 
 say() { printf '[setup] %s\n' "$*"; }

@@ -231,6 +231,7 @@ class Status:
     peers_unreachable: int
     unreachable: tuple[str, ...]
     source: SubnetSource | None = None
+    confinement: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ class Failure(click.ClickException):
         click.echo(f"podwire: {self.message}", file=file or sys.stderr)
 
 
-def _asks(answer: str, examples: str) -> Callable[[_Command], _Command]:
+def asks(answer: str, examples: str) -> Callable[[_Command], _Command]:
     """Make a command of a function that takes a client and whether to answer in JSON; complete its help."""
 
     def make(function: _Command) -> _Command:
@@ -59,10 +59,11 @@ def _asks(answer: str, examples: str) -> Callable[[_Command], _Command]:
         @click.option("--json", "as_json", is_flag=True, help=f"Print JSON: {answer}.")
         @functools.wraps(function)
         def run(socket_path: str, as_json: bool, **arguments: Any) -> None:
-            from shim.client import Client, ClientError
+            from shim.client import ClientError
+            from shim.observe.client import ObserverClient
 
             try:
-                with Client(socket_path) as client:
+                with ObserverClient(socket_path) as client:
                     function(client, as_json, **arguments)
             except ClientError as error:
                 raise Failure(error.message, error.exit_status) from None
@@ -90,7 +91,7 @@ def _asks(answer: str, examples: str) -> Callable[[_Command], _Command]:
 )
 @click.option("--ingress-rate", default="0", metavar="BITS", help="Most bits a second to the Pod, as 20M; 0: no limit.")
 @click.option("--egress-rate", default="0", metavar="BITS", help="Most bits a second from the Pod; 0: no limit.")
-@_asks(
+@asks(
     "the attachment",
     "podwire attach --id web-1 --netns /run/netns/web-1\n"
     "podwire attach --id web-3 --netns /run/netns/web-3 --port 8080:80 --egress-rate 20M\n"
@@ -123,7 +124,7 @@ def attach(
         wanted.pop("sandbox_id"), wanted.pop("if_name"), **wanted, labels=pairs, ports=_ports(ports), limits=limits
     )
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         click.echo(f"{found.key}: {', '.join(found.addresses)}, MTU {found.mtu_bytes}, in {found.netns_path}")
 
@@ -131,7 +132,7 @@ def attach(
 @click.command()
 @click.option("--id", "sandbox_id", required=True, metavar="ID", help="Id of the sandbox.")
 @click.option("--ifname", "if_name", default="eth0", show_default=True, metavar="NAME", help="Interface to take away.")
-@_asks("{detached}", "podwire detach --id web-1")
+@asks("{detached}", "podwire detach --id web-1")
 def detach(client: Client, as_json: bool, sandbox_id: str, if_name: str) -> None:
     """Take an interface away from a sandbox and free its addresses.
 
@@ -139,13 +140,13 @@ def detach(client: Client, as_json: bool, sandbox_id: str, if_name: str) -> None
     """
     was_there = client.detach(sandbox_id, if_name)
     if as_json:
-        _print_json({"detached": was_there})
+        print_json({"detached": was_there})
     else:
         click.echo(f"{sandbox_id}/{if_name}: {'detached' if was_there else 'was not attached'}")
 
 
 @click.command()
-@_asks("the Status message", "podwire status\npodwire status --json | jq .free_addresses")
+@asks("the Status message", "podwire status\npodwire status --json | jq .free_addresses")
 def status(client: Client, as_json: bool) -> None:
     """Show what the router is and how it stands.
 
@@ -156,7 +157,7 @@ def status(client: Client, as_json: bool) -> None:
 
 
 @click.command()
-@_asks("{attachments}", "podwire pods\npodwire pods --json | jq -r '.attachments[].addresses[]'")
+@asks("{attachments}", "podwire pods\npodwire pods --json | jq -r '.attachments[].addresses[]'")
 def pods(client: Client, as_json: bool) -> None:
     """List the Pods attached to this node."""
     found = client.attachments()
@@ -164,7 +165,7 @@ def pods(client: Client, as_json: bool) -> None:
 
 
 @click.command()
-@_asks("{version, routes: [{prefix, node, endpoint, offload, via}]}; via is local or tunnel", "podwire routes")
+@asks("{version, routes: [{prefix, node, endpoint, offload, via}]}; via is local or tunnel", "podwire routes")
 def routes(client: Client, as_json: bool) -> None:
     """Show which prefix leads where: to this node's own Pods, or through the tunnel to which node."""
     own, table = client.status().node, client.subnets()
@@ -183,7 +184,7 @@ def routes(client: Client, as_json: bool) -> None:
 
 
 @click.command()
-@_asks(
+@asks(
     "{version, peers: [Peer message]}", "podwire peers\npodwire peers --json | jq '.peers[] | select(.state != \"up\")'"
 )
 def peers(client: Client, as_json: bool) -> None:
@@ -199,7 +200,7 @@ def peers(client: Client, as_json: bool) -> None:
 
 
 @click.command()
-@_asks("the Counters message", "podwire counters\npodwire counters --json | jq '.attachments[].tally.dropped'")
+@asks("the Counters message", "podwire counters\npodwire counters --json | jq '.attachments[].tally.dropped'")
 def counters(client: Client, as_json: bool) -> None:
     """Show the fate of every packet, for each Pod and peer, and what was dropped why.
 
@@ -214,7 +215,7 @@ def counters(client: Client, as_json: bool) -> None:
 @click.command()
 @click.option("--follow", "-f", is_flag=True, help="Go on with what happens from now on, until interrupted.")
 @click.option("--after", type=int, default=0, metavar="SEQUENCE", help="Leave away events up to this one.")
-@_asks("one Event message a line", "podwire events\npodwire events --follow --json")
+@asks("one Event message a line", "podwire events\npodwire events --follow --json")
 def events(client: Client, as_json: bool, follow: bool, after: int) -> None:
     """Show what happened in the router lately: Pods attached, detached and lost, tables changed and refused, failures.
 
@@ -226,7 +227,7 @@ def events(client: Client, as_json: bool, follow: bool, after: int) -> None:
     out = render.console()
     for event in client.watch_events(after, follow=follow):
         if as_json:
-            _print_json(event, indent=None)
+            print_json(event, indent=None)
         else:
             render.event(out, event)
 
@@ -241,7 +242,7 @@ def subnets() -> None:
 
 
 @subnets.command("list")
-@_asks("the SubnetTable message", "podwire subnets list --json")
+@asks("the SubnetTable message", "podwire subnets list --json")
 def list_subnets(client: Client, as_json: bool) -> None:
     """List all nodes of the table, this one included."""
     _show_table(client.subnets(), as_json)
@@ -254,7 +255,7 @@ def list_subnets(client: Client, as_json: bool) -> None:
 )
 @click.option("--subnet", "prefixes", multiple=True, metavar="PREFIX", help="Pod range it owns; may be repeated.")
 @click.option("--offload/--no-offload", default=True, help="Whether its router understands Podwire's Geneve option.")
-@_asks(
+@asks(
     "the SubnetTable message",
     "podwire subnets set node-2 --endpoint 192.0.2.2 --subnet 10.1.2.0/24 --subnet fd00:0:0:2::/64",
 )
@@ -269,7 +270,7 @@ def set_subnets(
 
 @subnets.command("remove")
 @click.argument("name")
-@_asks("the SubnetTable message", "podwire subnets remove node-2")
+@asks("the SubnetTable message", "podwire subnets remove node-2")
 def remove_subnets(client: Client, as_json: bool, name: str) -> None:
     """Remove node NAME."""
     _show_table(client.remove_subnets(name), as_json)
@@ -312,14 +313,15 @@ def _show_table(table: Any, as_json: bool) -> None:
 
 def _show(what: str, answer: Any, as_json: bool) -> None:
     if as_json:
-        _print_json(answer)
+        print_json(answer)
     else:
         from shim import render
 
         getattr(render, what)(render.console(), answer)
 
 
-def _print_json(answer: Any, indent: int | None = 2) -> None:
+def print_json(answer: Any, indent: int | None = 2) -> None:
+    """Print an answer as JSON; on one line without an indent."""
     click.echo(json.dumps(answer, default=_plain, indent=indent, ensure_ascii=False))
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shim.answers import Attachment, Counters, Event, Node, Peer, Status, SubnetSource, Tally
+from shim.observe.answers import Drop
 
 _PIPE_COLUMNS = 10_000
 """Wider than any line: in a pipe nothing is wrapped or cut."""
@@ -43,6 +44,7 @@ def status(out: Console, found: Status) -> None:
         "table from": _source(found.source) if found.source is not None else "-",
         "free addresses": _list(f"{_many(free.free)} in {free.subnet}" for free in found.free_addresses),
         "memory": f"{found.resident_bytes / 1e6:.1f} MB",
+        "confined to": found.confinement or "-",
     }
     table = _table("", "", heading=False)
     for name, value in rows.items():
@@ -159,6 +161,29 @@ def counters(out: Console, found: Counters) -> None:
     out.print(f"dropped by the kernel at the underlay socket: {dropped}")
     if found.engine_restarts:
         out.print(f"the engine met a bug and began afresh: {found.engine_restarts} times; podwire events tells more")
+
+
+def drops(out: Console, found: Sequence[Drop], subject: str, began_s: float) -> None:
+    """Show what was dropped lately of a subject or, if it is empty, of all; and once for each reason what to do."""
+    if not found:
+        of = f" of {subject}" if subject else ""
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(began_s))
+        out.print(
+            f"Nothing{of} was dropped lately: the router looks since {began}, {_duration(time.time() - began_s)} ago."
+        )
+        return
+    table = _table("LAST", "WHO SENT IT", "FLOW", "WHY", "PACKETS", right=("PACKETS",))
+    for drop in found:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(drop.last_s))
+        flow = str(drop.flow) if drop.flow is not None else "no packet"
+        table.add_row(when, drop.source.name, flow, drop.reason.replace("_", " "), _number(out, drop.packets))
+    out.print(table)
+    told: dict[str, str] = {}
+    for drop in found:
+        told.setdefault(drop.text, drop.reason.replace("_", " "))
+    for text, reason in told.items():
+        out.print()
+        out.print(Text.assemble((f"{reason}: ", "bold"), text), soft_wrap=not out.is_terminal)
 
 
 def event(out: Console, found: Event) -> None:

@@ -38,9 +38,11 @@ NO_ENGINE = cast(Engine, None)
 class MemoryDaemon:
     """Does what it is told and remembers what it was asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine | None = None) -> None:
+        """`engine` is asked about packets; the control edge asks it nothing else."""
         self.events = EventLog()
-        self.observatory = Observatory(Names("here", self.attachments, lambda: (THERE,)), NO_ENGINE)
+        names = Names("here", self.attachments, lambda: (THERE,))
+        self.observatory = Observatory(names, engine or NO_ENGINE, self.events, HERE.endpoint)
         self.asked: list[AttachRequest] = []
         self.checked: list[CheckRequest] = []
         self.synced: list[tuple[str, int]] = []
@@ -150,4 +152,5 @@ class MemoryDaemon:
                 "it does not answer",
                 Lease(HERE.subnets, 7, held=False, why="etcd has not confirmed it for 31 s"),
             ),
+            confinement="capabilities net_admin; system calls filtered; no new privileges",
         )

@@ -4,7 +4,8 @@
 
 What may differ: ICMP errors come at another moment (the native engine makes them in its slow path), so they are compared
 as a set of their own; and which single packets to one peer share a send. Nothing else may, down to the order of a peer's
-datagrams, the bounds of a super-packet's trains and the number of reads.
+datagrams, the bounds of a super-packet's trains, the number of reads, what taps see in which order, and which flows' drops
+are remembered.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from router.engine.choose import available
+from router.engine.interface import DroppedFlow, Instruction, Side, Sighting, Source
+from router.engine.interface import Tap as Watching
 from router.model import NODE_KEY, AttachmentKey, Endpoint, Limit, Limits, NextHop, Offloads, Verdict
 from tests.engine_rig import Rig, Tap, endpoint_of, key, node, underlay, until
 from tests.peer import SOL_UDP, UDP_GRO, UDP_SEGMENT
@@ -40,6 +43,15 @@ ANYWHERE = Endpoint(ip_address("0.0.0.0"))
 SEGMENT = 2
 """Of the option's flags (router/wire/geneve.py)."""
 _ERRORS = {1: (3, 11, 12), 58: (1, 2, 3, 4)}
+WATCHES: tuple[tuple[dict[str, Any], ...], ...] = (
+    (), (), ({},), ({}, {"dropped_only": True, "snap_bytes": 64}), ({"party": "a"}, {"party": "two"}),
+    ({"party": "node", "sides": frozenset((Side.AFTER,))}, {"party": "limited", "dropped_only": True}, {"snap_bytes": 0}),
+    # IPv6, or IPv4 and neither TCP nor a first byte of zero at its end
+    ({"program": tuple(Instruction(*each) for each in (
+        (0x30, 0, 0, 0), (0x74, 0, 0, 4), (0x15, 4, 0, 6), (0x30, 0, 0, 9), (0x15, 3, 0, 6), (0xB1, 0, 0, 0),
+        (0x50, 0, 0, 0), (0x16, 0, 0, 0), (0x06, 0, 0, 0))), "party": "b"}, {"sides": frozenset((Side.BEFORE,))}),
+)  # fmt: skip
+"""What taps ask for, with parties by name."""
 _NODE = (b"\x0a\x2a\x01\x01", b"\xfd\x42\x00\x01" + bytes(11) + b"\x01")
 Seen = dict[str, list[Any]]
 
@@ -80,6 +92,55 @@ class Site:
             del self.taps[name]
         else:
             self.taps[name] = self.rig.pod(name, {"b": 3, "small": 5}[name], {"b": 1452, "small": 600}[name])
+
+    def watch(self, asked: tuple[dict[str, Any], ...]) -> None:
+        taps = []
+        for number, fields in enumerate(asked, 1):
+            party = fields.get("party")
+            who = self._who(party) if party is not None else None
+            taps.append(Watching(number, **{**fields, "party": who}))
+        self.rig.engine.watch(tuple(taps))
+
+    def _who(self, name: str) -> Source:
+        if name in self.nodes:
+            return self.nodes[name].endpoint
+        return NODE_KEY if name == "node" else key(name)
+
+    def _name(self, source: Source | None) -> str:
+        """Name whom this site's sockets tell."""
+        if isinstance(source, Endpoint):
+            return next(name for name, sock in self.sockets.items() if endpoint_of(sock) == source)
+        return "the router" if source is None else str(source)
+
+    def sighted(self) -> Seen:
+        """Return what was seen since it was asked last: by tap, side and whom it came from or went to; errors apart."""
+        sightings, lost = self.rig.engine.sightings(0.0)
+        found: Seen = {"lost": sorted(lost.items()), "errors": []}
+        for one in sightings:
+            who = self._name(one.source), self._name(one.target)
+            if lost:
+                break
+            if one.side is Side.AFTER and one.source is None:
+                found["errors"].append((one.tap, who, *self._facts(one)))
+            else:
+                key_ = f"tap {one.tap} {one.side.value} {who[one.side is Side.AFTER]}"
+                found.setdefault(key_, []).append((who, *self._facts(one)))
+        found["errors"] = sorted(Counter(map(repr, found["errors"])).items())
+        return found
+
+    @staticmethod
+    def _facts(one: Sighting) -> tuple[object, ...]:
+        return one.verdict, one.reason, one.packets, one.packet_bytes, one.packet
+
+    def dropped(self) -> Seen:
+        """Return which flows' drops are remembered, those of attachments and those from the underlay."""
+        found: Seen = {"out": [], "in": []}
+        for one in self.rig.engine.drops():
+            found["out" if isinstance(one.source, AttachmentKey) else "in"].append(self._line(one))
+        return found
+
+    def _line(self, one: DroppedFlow) -> tuple[object, ...]:
+        return self._name(one.source), one.reason, one.flow, one.packets, one.packet_bytes, one.limit_bytes
 
     def step(self, frames: list[tuple[str, bytes]], sends: list[tuple[str, list[bytes]]]) -> Seen:
         """Take that in, forward all of it, and return what came out: frames by tap, trains by peer, ICMP errors apart."""
@@ -147,13 +208,8 @@ class Site:
 
     def said(self, packet: bytes, source: str) -> tuple[object, ...]:
         """Return a verdict without what differs by site: sockets' ports."""
-        who: AttachmentKey | Endpoint
-        if source in self.nodes:
-            who = self.nodes[source].endpoint
-        else:
-            who = NODE_KEY if source == "node" else key(source)
         try:
-            verdict: Verdict = self.rig.engine.decide(packet, who)
+            verdict: Verdict = self.rig.engine.decide(packet, self._who(source))
         except KeyError:
             return ("no such source",)
         target: object = verdict.target
@@ -228,11 +284,14 @@ class Comparison:
         """Go on until so many packets were sent."""
         while self.packets < packets:
             self.step()
-        self.same("counters", {name: site.counts() for name, site in self.sites.items()})
+        self._compare_counts()
 
     def step(self) -> None:
         random_ = self.random
         self.steps += 1
+        if self.steps == 1:
+            for site in self.sites.values():
+                site.watch(WATCHES[self.seed % len(WATCHES)])
         if random_.random() < 0.05:
             self._change()
         frames: list[tuple[str, bytes]] = []
@@ -252,9 +311,14 @@ class Comparison:
             sends = [(name, rows) for rows in self.traffic.arrivals(number)]
         self._compare_decisions([each[10:] for _, each in frames] + [row[20:] for _, rows in sends for row in rows[:2]])
         self.same("output", {name: site.step(frames, sends) for name, site in self.sites.items()}, frames, sends)
+        self.same("sightings", {name: site.sighted() for name, site in self.sites.items()}, frames, sends)
         if self.steps % 8 == 0:
-            self.same("counters", {name: site.counts() for name, site in self.sites.items()}, frames, sends)
+            self._compare_counts(frames, sends)
         self.packets += len(frames) + sum(len(rows) for _, rows in sends)
+
+    def _compare_counts(self, *inputs: object) -> None:
+        self.same("counters", {name: site.counts() for name, site in self.sites.items()}, *inputs)
+        self.same("drops", {name: site.dropped() for name, site in self.sites.items()}, *inputs)
 
     def _compare_decisions(self, packets: list[bytes]) -> None:
         for packet in packets[:12]:
@@ -266,10 +330,14 @@ class Comparison:
                 )
 
     def _change(self) -> None:
-        """Change the table, what is known of peers, this node's epoch, whether Pods may leave, or who is attached."""
+        """Change the table, what is known of peers, this node's epoch, whether Pods may leave, who is attached or who watches."""
         random_ = self.random
         what = random_.random()
-        if what < 0.4:
+        if what < 0.15:
+            asked = random_.choice(WATCHES)
+            for site in self.sites.values():
+                site.watch(asked)
+        elif what < 0.4:
             known = {name: self._known() for name in self.sites["python"].nodes if random_.random() < 0.7}
             epoch = random_.choice(EPOCHS)
             for site in self.sites.values():

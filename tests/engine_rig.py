@@ -75,6 +75,7 @@ class Told:
     offloads: list[tuple[str, str]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     answers: list[tuple[Endpoint, bytes, int]] = field(default_factory=list)
+    questions: list[tuple[Endpoint, bytes, int]] = field(default_factory=list)
 
     def path_mtu(self, endpoint: Endpoint) -> int:
         return self.path_mtu_bytes
@@ -87,6 +88,9 @@ class Told:
 
     def probe_answered(self, endpoint: Endpoint, answer: bytes, received_ns: int) -> None:
         self.answers.append((endpoint, answer, received_ns))
+
+    def question_came(self, endpoint: Endpoint, datagram: bytes, received_ns: int) -> None:
+        self.questions.append((endpoint, datagram, received_ns))
 
     def engine_failed(self, why: str) -> None:
         self.failures.append(why)

@@ -24,6 +24,7 @@ _LAYER_OF = {
     "router.daemon": "daemon",
     "router.attachments": "daemon",
     "router.reconcile": "daemon",
+    "router.owner": "daemon",
     "router.control": "control",
     "router.__main__": "root",
     "router.commands": "root",
@@ -54,8 +55,10 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     "grpc_health": frozenset(("router.control.server", "shim.client")),
     "grpc_reflection": frozenset(("router.control.server",)),
     "kubernetes": frozenset(("router.subnets.kubernetes.api",)),
+    "prometheus_client": frozenset(("router.metrics.collector",)),
     "pytun": frozenset(("router.kernel.tun",)),
     "sqlite3": frozenset(("router.statefile",)),
+    "waitress": frozenset(("router.web.server",)),
 }
 """A dependency, and the only modules that import it. Generated stubs are free."""
 LEAN = ("shim.lean", "shim.cni", "shim.containerd", "shim.oci")

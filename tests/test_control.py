@@ -245,6 +245,7 @@ def test_status_carries_everything(client: Client) -> None:
     assert (found.offloads.tun_tso, found.offloads.tun_uso, found.offloads.max_segments) == (True, False, 64)
     assert found.endpoint == Endpoint("192.0.2.1", 6081)
     assert found.subnets == ("10.1.1.0/24", "fd00:0:0:1::/64")
+    assert found.confinement == "capabilities net_admin; system calls filtered; no new privileges"
     source = found.source
     assert source is not None
     assert (source.kind, source.where, source.connected) == ("etcd", "http://192.0.2.10:2379", False)

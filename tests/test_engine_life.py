@@ -354,10 +354,10 @@ def with_room(send: Callable[[], None]) -> None:
 
 def test_who_has_left_is_freed(rig: Rig) -> None:
     """Two that talked to each other: nothing in the engine may keep them alive, as nobody collects circles there."""
-    rig.pod("b", 3)
-    rig.pod("c", 4)
+    rig.pod("left", 3)
+    rig.pod("gone", 4)
     for source, destination in ((3, 4), (4, 3)):
-        rig.taps[key("b" if source == 3 else "c")].send_packet(
+        rig.taps[key("left" if source == 3 else "gone")].send_packet(
             ip(f"10.42.1.{source}", f"10.42.1.{destination}", 253, b"!")
         )
     rig.pump()
@@ -365,13 +365,13 @@ def test_who_has_left_is_freed(rig: Rig) -> None:
     gc.disable()
     try:
         parties = sum(isinstance(found, Party) for found in gc.get_objects())
-        rig.detach(key("b"))
-        rig.detach(key("c"))
+        rig.detach(key("left"))
+        rig.detach(key("gone"))
         rig.know(())
         if isinstance(rig.engine, PythonEngine):  # the native one keeps what it knows of them outside the interpreter
             assert sum(isinstance(found, Party) for found in gc.get_objects()) == parties - 2
         keys = [found for found in gc.get_objects() if isinstance(found, AttachmentKey)]
-        assert [found for found in keys if found.sandbox_id in {"b", "c"}] == [], "somebody keeps who has left"
+        assert [found for found in keys if found.sandbox_id in {"left", "gone"}] == [], "somebody keeps who has left"
     finally:
         gc.enable()
 

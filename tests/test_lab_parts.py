@@ -16,6 +16,7 @@ import pytest
 from shim.lab import ledger, matrix, netns, plan, process
 from shim.lab.errors import LabError
 from shim.lab.ledger import Ledger
+from shim.lab.service import Service
 from shim.lab.teardown import take_down
 
 pytestmark = pytest.mark.netns
@@ -79,6 +80,13 @@ def test_a_node_that_joins_takes_the_first_free_number() -> None:
         plan.LabPlan("x", 64).with_one_more()
 
 
+def test_ranges_are_the_labs_own_unless_they_are_leased() -> None:
+    ranges = ("10.42.0.0/24", "fd42::/120")
+    assert plan.LabPlan("x", store="etcd", networks=ranges).networks == ranges
+    with pytest.raises(LabError, match="ranges of a lab are"):
+        plan.LabPlan("x", networks=ranges)
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
@@ -121,6 +129,28 @@ def test_a_process_that_does_not_end_is_killed() -> None:
         assert known is not None
         assert process.end([known], grace_s=0.1) == [known]
         assert stubborn.wait() == -signal.SIGKILL
+
+
+def test_a_service_is_succeeded_by_one_that_outlives_it_or_stays_as_it_was(name: str, tmp_path: Path) -> None:
+    netns.create(name)
+    made = Service("the sleeper", tmp_path, "sleeper", netns.path_of(name))
+    try:
+        with pytest.raises(LabError, match="does not run"):
+            made.succeed(["sleep", "60"], 5)
+        made.start(["sleep", "60"])
+        first = made.pid
+        with pytest.raises(LabError, match="not succeeded: it will not"):
+            made.succeed(["sh", "-c", "echo it will not; exit 3"], 5)
+        with pytest.raises(LabError, match="not succeeded"):
+            made.succeed(["sleep", "60"], 0.2)
+        assert made.pid == first
+        made.succeed(["sh", "-c", f"kill {first}; exec sleep 60"], 5)
+        assert made.pid not in (None, first)
+        assert Service("the sleeper", tmp_path, "sleeper", netns.path_of(name)).pid == made.pid, "others know it too"
+        assert len(netns.pids_inside([name])) == 1
+    finally:
+        made.end(0)
+        netns.delete(name)
 
 
 def test_a_name_is_taken_once(name: str) -> None:

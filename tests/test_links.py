@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from ipaddress import ip_address
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,11 +24,12 @@ from shim.lab.links import LinkState
 from shim.lab.pod import LabPod
 from shim.lab.relay.ask import ask
 from shim.lab.relay.faults import Faults
+from shim.lab.relay.inner import inner_ends
 from shim.lab.relay.line import MIN_QUEUE_BYTES, MOST_HELD_BYTES, QUEUE_S, Line
 from shim.lab.relay.port import _program
-from shim.lab.relay.switch import LinePlan, Switch
+from shim.lab.relay.switch import LinePlan, PodLinePlan, Switch
 from tests.accounts import assert_balanced, eventually
-from tests.conftest import unique_name
+from tests.conftest import LabMaker, unique_name
 
 ROOT = Path(__file__).parents[1]
 SIZE = 1000
@@ -112,6 +114,14 @@ def test_a_slow_link_has_room_for_some_frames() -> None:
     assert line(rate_bits_per_s=10_000).fates(65_000, 0.0) == [52.0]  # alone it passes, however large
 
 
+def test_a_hole_swallows_what_is_larger_and_nothing_else() -> None:
+    made = line(mtu_hole_bytes=1400)
+    assert [bool(made.fates(14 + size, 0.0)) for size in (68, 1399, 1400, 1401, 1500, 60_000)] == [True] * 3 + [
+        False
+    ] * 3
+    assert (made.counts.frames, made.counts.swallowed, made.counts.lost) == (6, 3, 0)
+
+
 def test_what_is_under_way_is_bounded() -> None:
     made = line(delay_s=60)
     while made.fates(65_000, 0.0):
@@ -152,6 +162,7 @@ def test_every_frame_is_accounted_for(seed: int) -> None:
         reorder=dice.choice((0, 0.5)),
         duplicate=dice.choice((0, 0.3, 1)),
         rate_bits_per_s=dice.choice((0, 1_000_000)),
+        mtu_hole_bytes=dice.choice((0, 1000)),
     )
     switch = Switch()
     switch.set_lines([LinePlan("n1", "n2", MAC_B, faults, seed)])
@@ -168,7 +179,10 @@ def test_every_frame_is_accounted_for(seed: int) -> None:
         found.passed(size_bytes)
     counts = switch.lines["n1", "n2"].counts
     assert counts.frames == 2000
-    assert counts.frames + counts.duplicated == counts.passed + counts.lost + counts.overflowed + counts.refused
+    assert (
+        counts.frames + counts.duplicated
+        == counts.passed + counts.lost + counts.swallowed + counts.overflowed + counts.refused
+    )
     assert taken == counts.passed + counts.refused
     assert switch.due_s is None
 
@@ -187,6 +201,8 @@ def test_every_frame_is_accounted_for(seed: int) -> None:
         ({"delay_s": 0.01, "jitter_s": 0.02}, "jitter"),
         ({"reorder": 0.1}, "reorder needs a delay"),
         ({"rate_bits_per_s": -1}, "rate"),
+        ({"mtu_hole_bytes": 67}, "MTU hole"),
+        ({"mtu_hole_bytes": 65536}, "MTU hole"),
     ],
 )
 def test_faults_that_make_no_sense_are_refused(faults: dict[str, float], word: str) -> None:
@@ -195,8 +211,10 @@ def test_faults_that_make_no_sense_are_refused(faults: dict[str, float], word: s
 
 
 def test_faults_are_said_and_kept() -> None:
-    faults = Faults(loss=0.05, delay_s=0.02, jitter_s=0.0005, reorder=0.001, duplicate=1.0, rate_bits_per_s=2_500_000)
-    assert str(faults) == "loss 5% reorder 0.1% duplicate 100% delay 20±0.5 ms rate 2.5mbit"
+    faults = Faults(
+        0.05, 0.02, jitter_s=0.0005, reorder=0.001, duplicate=1.0, rate_bits_per_s=2_500_000, mtu_hole_bytes=1400
+    )
+    assert str(faults) == "loss 5% reorder 0.1% duplicate 100% delay 20±0.5 ms rate 2.5mbit MTU hole above 1400"
     assert Faults.from_json(json.loads(json.dumps(faults.to_json()))) == faults
     assert (str(Faults()), Faults().to_json(), bool(Faults()), bool(faults)) == ("none", {}, False, True)
 
@@ -205,7 +223,9 @@ def test_amounts_as_they_are_typed() -> None:
     assert [quantities.fraction(text) for text in ("5%", "0.05", "100%", "0")] == [0.05, 0.05, 1.0, 0.0]
     assert [quantities.seconds(text) for text in ("20ms", "1.5 s", "300us")] == pytest.approx([0.02, 1.5, 0.0003])
     assert [quantities.bits_per_s(text) for text in ("50mbit", "1.5Gbit", "64kbit")] == [5e7, 1.5e9, 64e3]
+    assert quantities.whole_bytes("1400") == 1400
     for read, text in (
+        (quantities.whole_bytes, "1 kb"),
         (quantities.fraction, "5x"),
         (quantities.seconds, "20"),
         (quantities.seconds, "-1s"),
@@ -275,6 +295,65 @@ def test_a_line_that_ends_lets_go_or_loses_what_is_under_way() -> None:
     assert taken(switch, 9.0) == [("n2", bytes([number])) for number in range(3)]
     switch.receive("n1", MAC_B, b"x", 1, 10.0)
     assert switch.due_s == 10.5
+
+
+# Two Pods
+
+
+def geneve(outer: int, src: str, dst: str, *, port: int = 6081, control: bool = False) -> bytes:
+    """Return an Ethernet frame with a Geneve datagram of 12 bytes of options, and a bare inner header."""
+    ends = ip_address(src).packed + ip_address(dst).packed
+    inner = b"\x45" + bytes(11) + ends if len(ends) == 8 else b"\x60" + bytes(7) + ends
+    kind = b"\x08\x00" if len(ends) == 8 else b"\x86\xdd"
+    udp = b"\x30\x00" + port.to_bytes(2) + bytes(4)
+    body = udp + b"\x03" + (b"\x80" if control else b"\x40") + kind + bytes(4) + bytes(12) + inner
+    head = b"\x46" + bytes(8) + b"\x11" + bytes(14) if outer == 4 else b"\x60" + bytes(5) + b"\x11" + bytes(33)
+    return MAC_B + MAC_A + (b"\x08\x00" if outer == 4 else b"\x86\xdd") + head + body
+
+
+ENDS = {4: ("10.42.1.2", "10.42.2.2"), 6: ("fd42:0:0:1::2", "fd42:0:0:2::2")}
+
+
+@pytest.mark.parametrize("outer", [4, 6])
+@pytest.mark.parametrize("family", [4, 6])
+def test_whose_packet_a_datagram_carries_is_seen_inside(outer: int, family: int) -> None:
+    wanted = b"".join(ip_address(end).packed for end in ENDS[family])
+    frame = geneve(outer, *ENDS[family])
+    assert inner_ends(frame) == wanted
+    assert inner_ends(b"0123456789" + frame, 10) == wanted
+    assert inner_ends(geneve(outer, *ENDS[family], port=53)) is None
+    assert inner_ends(geneve(outer, *ENDS[family], control=True)) is None
+    for size in range(len(frame)):
+        assert inner_ends(frame[:size]) is None
+    dice = random.Random(outer * 10 + family)
+    for _ in range(3000):
+        wrong = bytearray(frame)
+        for _ in range(dice.randrange(1, 4)):
+            wrong[dice.randrange(len(wrong))] = dice.randrange(256)
+        found = inner_ends(bytes(wrong))
+        assert found is None or len(found) in (8, 32)
+    if outer == 4:
+        assert inner_ends(frame[:21] + b"\x01" + frame[22:]) is None, "a later fragment"
+
+
+def test_two_pods_have_a_line_of_their_own_before_that_of_their_nodes() -> None:
+    switch = Switch()
+    ends = frozenset(b"".join(ip_address(end).packed for end in ENDS[family]) for family in (4, 6))
+    way = plans(("n1", "n2", MAC_B), delay_s=1.0)
+    pods = [PodLinePlan("n1p1", "n2p1", ("n1", "n2"), ends, Faults(delay_s=0.5, duplicate=1.0))]
+    switch.set_lines(way, pods=pods)
+    theirs, others = geneve(4, *ENDS[4]), geneve(4, ENDS[4][0], "10.42.2.3")
+    for frame in (theirs, others, b"no packet"):
+        switch.receive("n1", MAC_B, frame, len(frame), 0.0)
+    assert taken(switch, 0.5) == []
+    assert taken(switch, 1.0) == [("n2", others), ("n2", b"no packet")]
+    assert taken(switch, 1.5) == [("n2", theirs)] * 2
+    assert (switch.lines["n1p1", "n2p1"].counts.frames, switch.lines["n1p1", "n2p1"].counts.passed) == (1, 2)
+    assert switch.lines["n1", "n2"].counts.frames == 4, "and both copies go over the link"
+    switch.receive("n1", MAC_B, theirs, len(theirs), 2.0)
+    assert switch.set_lines(way) == [(("n1", "n2"), theirs)] * 2, "what was on a line that ends goes on at once"
+    with pytest.raises(LabError, match="not there"):
+        switch.set_lines([], pods=pods)
 
 
 def test_the_kernel_filter_takes_the_right_frames() -> None:
@@ -492,6 +571,100 @@ def test_no_frame_goes_both_ways_and_none_overtakes_when_links_change(lab: Lab) 
             numbers.append(number)
     assert all(earlier < later for earlier, later in pairwise(numbers))
     assert 100 < len(numbers) < len(sent)
+
+
+@pytest.mark.netns
+def test_a_hole_swallows_large_datagrams_until_it_is_healed(lab: Lab) -> None:
+    """Between two nodes no router looks for another path, so it is seen as it is."""
+    first, second = lab.node("n1"), lab.node("n2")
+    said = podwire(lab, "link", "n1", "n2", "--mtu-hole", "1300")
+    assert said.stdout == "MTU hole above 1300: n1 ↔ n2\n", said.stderr
+    for family, address in ((4, second.plan.underlay[0].ip), (6, second.plan.underlay[1].ip)):
+        headers = 28 if family == 4 else 48
+        for size, passes in ((1300, True), (1301, False), (1500, False)):
+            command = [
+                "ping",
+                "-n",
+                "-c1",
+                "-W1" if passes else "-W0.3",
+                "-M",
+                "do",
+                "-s",
+                str(size - headers),
+                str(address),
+            ]
+            assert (first.run(command).returncode == 0) == passes, (family, size)
+    counts = state(lab, "n1", "n2").counts
+    assert counts is not None
+    assert counts.swallowed >= 4
+    said = podwire(lab, "status")
+    assert "MTU hole above 1300: n1 ↔ n2" in said.stdout
+    shown = json.loads(podwire(lab, "status", "--json").stdout)[0]["links"]
+    assert [link["faults"] for link in shown] == [{"mtu_hole_bytes": 1300}] * 2
+    lab.heal()
+    assert (
+        first.run(["ping", "-n", "-c1", "-W1", "-M", "do", "-s", "1472", str(second.plan.underlay[0].ip)]).returncode
+        == 0
+    )
+    assert "MTU hole" not in podwire(lab, "status").stdout
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("underlay", [4, 6])
+def test_faults_of_two_pods_are_felt_by_nobody_else(make_lab: LabMaker, underlay: int) -> None:
+    lab = make_lab(nodes=2, pods=2, underlay_family=underlay)
+    first, beside, second, other = lab.pods
+    lab.partition(first.name, second.name)
+    for family in (4, 6):
+        assert cut_off(first, second, family)
+        assert cut_off(second, first, family)
+        for source, target in ((first, other), (beside, second), (first, beside), (other, first)):
+            assert pings(source, target, family), (source.name, target.name)
+    cut = state(lab, first.name, second.name)
+    assert (cut.link.cut, cut.cut_frames > 0) == (True, True)
+    said = podwire(lab, "status")
+    assert f"cut: {first.name} ↔ {second.name}" in said.stdout
+    if underlay == 6:  # what follows does not depend on it
+        lab.heal()
+        return
+    said = podwire(lab, "link", first.name, f"{second.name},{other.name}", "--delay", "30ms", "--one-way")
+    assert said.stdout == f"delay 30 ms: {first.name} → {second.name}, {first.name} → {other.name}\n", said.stderr
+    lab.heal(first.name, second.name)
+    lab.link("n1", "n2", delay_s=0.02, one_way=True)
+    assert _rtt_ms(first, second) >= 20
+    assert _rtt_ms(first, other) >= 50, "both that of the Pods and that of their nodes"
+    assert _rtt_ms(beside, other) >= 20
+    lab.partition("n1", "n2")
+    assert cut_off(first, other)
+    lab.heal("n1", "n2")
+    assert _rtt_ms(first, other) >= 30, "a node's link and those of its Pods are healed one by one"
+    again = lab.add_pod(lab.node("n2"))
+    lab.link(again.name, "rest", loss=1.0)
+    assert cut_off(again, first)
+    assert cut_off(beside, again)
+    assert pings(again, second), "no link lies between them"
+    lab.attach_again(again)
+    assert cut_off(again, first, 6), "it is known by its new addresses"
+    lab.remove_pod(again)
+    assert {name for found in lab.links().links for name in found.link.pair} == {first.name, other.name}
+    for left, right, why in (
+        (first.name, beside.name, "both on n1"),
+        (first.name, "n2", "n2 is no Pod"),
+        (first.name, "n9p9", "nobody 'n9p9'"),
+        (first.name, first.name, "both ends"),
+    ):
+        with pytest.raises(LabError, match=why):
+            lab.link(left, right, loss=1.0)
+    lab.heal(first.name)
+    assert lab.links().links == ()
+    assert lab.links().relay_pid is None
+    assert pings(first, other)
+
+
+def _rtt_ms(source: LabPod, target: LabPod) -> float:
+    until_pings(source, target)
+    done = source.run(["ping", "-n", "-q", "-c3", "-i0.05", "-W2", str(target.addresses[0])])
+    return float(done.stdout.rpartition("= ")[2].split("/")[0])
 
 
 @pytest.mark.netns

@@ -42,7 +42,7 @@ def test_the_wheel_holds_exactly_the_two_packages(wheel: Path) -> None:
         str(path.relative_to(ROOT))
         for package in ("router", "shim")
         for path in (ROOT / package).rglob("*")
-        if path.suffix in {".py", ".pyi"} or path.name == "py.typed"
+        if path.suffix in {".py", ".pyi"} or path.name == "py.typed" or path.parent.name == "static"
     }
     assert {name for name in names if not name.startswith("podwire-0.1.0.dist-info/")} == expected
     assert {"router/py.typed", "shim/py.typed", "router/rpc/v1/router_pb2.pyi"} <= expected

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
 
-from router.peers.health import DOWN_AFTER_S, HURRY_S, MTU_STEP_BYTES, PERIOD_S, WINDOW, Health, PeerState
+from router.peers.health import DOWN_AFTER_S, HURRY_S, PERIOD_S, WINDOW, Health, PeerState
+from router.peers.path_mtu import MTU_STEP_BYTES
 
 MOST, LEAST = 1452, 1280
 SMALL = 0
@@ -37,10 +39,11 @@ class Path:
             else:
                 now_s = health.due_s
                 health.judge(now_s, heard)
-                for number, mtu_bytes in health.ask(sequence, now_s):
+                probes = health.ask(sequence, now_s)
+                for number, mtu_bytes in probes:
                     if self.carries(mtu_bytes, now_s):
                         answers.append((now_s + self.rtt_s, number))
-                sequence += 2
+                sequence += len(probes)
                 assert health.due_s > now_s
             if health.state is not states[-1][1]:
                 states.append((now_s, health.state))
@@ -184,3 +187,64 @@ def test_it_asks_faster_only_while_an_answer_is_overdue() -> None:
     gaps = [later - earlier for earlier, later in pairwise(times) if later > earlier]
     assert min(gaps[-3:]) == pytest.approx(HURRY_S)
     assert gaps[1] >= HURRY_S
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.4, 0.9, 1.3, 1.7, 1.999])
+@pytest.mark.parametrize("path_mtu", [1280, 1300, 1447])
+def test_a_hole_that_opens_in_mid_life_is_in_force_within_five_seconds_whenever_it_opens(
+    late_s: float, path_mtu: int
+) -> None:
+    peer, opens_s = health(), 120 + late_s
+    path = Path(lambda mtu_bytes, now_s: now_s < opens_s or mtu_bytes <= path_mtu)
+    path.run(peer, opens_s)
+    assert peer.mtu_bytes == MOST
+    path.run(peer, opens_s + 4.1)
+    assert path_mtu - MTU_STEP_BYTES <= peer.mtu_bytes <= path_mtu
+
+
+def test_a_hole_on_a_jumbo_path_with_long_round_trips_is_in_force_within_five_seconds() -> None:
+    peer = Health(8952, LEAST, 100.0)
+    path = Path(lambda mtu_bytes, now_s: now_s < 120 or mtu_bytes <= 1452, rtt_s=0.2)
+    path.run(peer, 120)
+    assert peer.mtu_bytes == 8952
+    path.run(peer, 125)
+    assert LEAST <= peer.mtu_bytes <= 1452
+    path.run(peer, 130)
+    assert 1452 - MTU_STEP_BYTES <= peer.mtu_bytes <= 1452
+
+
+def test_a_path_that_grows_half_way_is_followed_and_one_that_shrinks_again_within_five_seconds() -> None:
+    peer = health()
+    limit = [1300]
+    path = Path(lambda mtu_bytes, _: mtu_bytes <= limit[0])
+    path.run(peer, 110)
+    limit[0] = 1400
+    path.run(peer, 125)
+    assert 1400 - MTU_STEP_BYTES <= peer.mtu_bytes <= 1400
+    limit[0] = 1350
+    path.run(peer, 130)
+    assert 1350 - MTU_STEP_BYTES <= peer.mtu_bytes <= 1350
+
+
+def test_chance_does_not_make_a_path_small_for_long() -> None:
+    """One packet in ten is lost, whatever its size: the path is known to be whole nearly all the time."""
+    dice = random.Random(6)
+    peer = health()
+    path = Path(lambda *_: dice.random() > 0.1)
+    whole = 0
+    for second in range(1000):
+        path.run(peer, 101.0 + second)
+        whole += peer.mtu_bytes == MOST
+    assert whole > 950
+
+
+def test_a_healthy_peer_is_asked_no_more_often_for_its_path() -> None:
+    peer, asked = health(), [0, 0]
+
+    def count(mtu_bytes: int, _: float) -> bool:
+        asked[mtu_bytes > 0] += 1
+        return True
+
+    Path(count).run(peer, 160)
+    assert asked[0] <= 63
+    assert asked[1] <= 32

@@ -134,7 +134,7 @@ def test_peers_come_up_go_down_and_come_back(rig: Rig, peers: list[Peer]) -> Non
 def test_a_smaller_path_is_found_and_told(rig: Rig, peers: list[Peer]) -> None:
     peers[0].most_bytes = 1400 + HEADER_BYTES
     rig.prober.watch([peers[0].node])
-    rig.until(lambda: 0 < rig.prober.reports()["n2"].mtu_bytes < MOST)
+    rig.until(lambda: 1396 <= rig.prober.reports()["n2"].mtu_bytes < MOST)
     mtu_bytes = rig.prober.reports()["n2"].mtu_bytes
     assert 1396 <= mtu_bytes <= 1400
     assert rig.prober.found()["n2"] == (True, mtu_bytes)
@@ -155,6 +155,15 @@ def test_who_leaves_is_asked_no_more_and_who_moves_anew(rig: Rig, peers: list[Pe
     before = two.asked
     rig.until(lambda: two.asked > before + 2)
     assert one.asked == asked
+
+
+def test_two_that_exchange_their_endpoints_are_both_asked_anew(rig: Rig, peers: list[Peer]) -> None:
+    one, two = peers
+    rig.prober.watch([one.node, two.node])
+    rig.until(lambda: all(rig.state(peer) is PeerState.UP for peer in peers))
+    rig.prober.watch([Node("n2", two.endpoint, ()), Node("n3", one.endpoint, ())])
+    assert rig.state(one) is PeerState.UNKNOWN
+    rig.until(lambda: all(rig.state(peer) is PeerState.UP for peer in peers))
 
 
 def test_who_does_not_know_our_option_is_not_asked(rig: Rig, peers: list[Peer]) -> None:

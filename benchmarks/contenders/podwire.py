@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from contextlib import ExitStack
 
 from benchmarks.cluster import await_reachable
@@ -23,15 +26,23 @@ def sweep_labs() -> list[str]:
     return removed
 
 
+_SNAP_BYTES = 128
+
+
 class Podwire:
     """One router a node, with one of its engines."""
 
     programs = ("ip",)
     packages = ("iproute2",)
 
-    def __init__(self, name: str, engine: str, spin_us: int = 0, only: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, name: str, engine: str, spin_us: int = 0, only: tuple[str, ...] = (), *, captured: str | None = None
+    ) -> None:
         self.name = name
         self.title = f"Podwire {engine}" + (f", spinning {spin_us} µs" if spin_us else "")
+        if captured is not None:
+            self.title += f', captured "{captured}"' if captured else f", all captured, {_SNAP_BYTES} bytes each"
+        self._captured = captured
         self.engine = engine
         self.only = only
         # A router without spinning is started as people start it: without the flag.
@@ -54,9 +65,25 @@ class Podwire:
         namespaces = {pod.name: Namespace.existing(str(pod.netns_path)) for pod in lab.pods}
         addresses = {pod.name: next(str(a) for a in pod.addresses if a.version == 4) for pod in lab.pods}
         await_reachable(namespaces[client.name], addresses[server.name], 1400)
+        if self._captured is not None:
+            for node in lab.nodes:
+                _capture(stack, str(node.socket), self._captured)
         return Network(
             across=Way(namespaces[client.name], namespaces[server.name], addresses[server.name]),
             beside=Way(namespaces[client.name], namespaces[neighbour.name], addresses[neighbour.name]),
             other=Way(namespaces[neighbour.name], namespaces[other.name], addresses[other.name]),
             router_pids=tuple(node.pid for node in lab.nodes if node.pid is not None),
         )
+
+
+def _capture(stack: ExitStack, socket_path: str, words: str) -> None:
+    """Capture what passes a router and its filter takes until the stack ends, and throw it away."""
+    command = [sys.executable, "-m", "router", "capture", "any", "-w", os.devnull, "--snaplen", str(_SNAP_BYTES)]
+    command += words.split()
+    process = subprocess.Popen([*command, "--socket", socket_path], stderr=subprocess.PIPE, text=True)
+    stack.callback(process.wait)
+    stack.callback(process.terminate)
+    assert process.stderr is not None
+    said = process.stderr.readline()
+    if not said.startswith("capturing"):
+        raise CommandFailed(f"the capture did not begin: {said.strip()}")

@@ -193,6 +193,13 @@ def limit(way: str, bits_per_s: int, burst_bits: int) -> Limit | None:
     return Limit(bytes_per_s, burst_bytes)
 
 
+def number(field: str, found: int, least: int, most: int) -> int:
+    """Check a number."""
+    if not least <= found <= most:
+        raise _invalid(field, str(found), f"use {least} to {most}")
+    return found
+
+
 def count(field: str, found: int, most: int) -> None:
     """Check how many of something there are."""
     if found > most:

@@ -92,10 +92,11 @@ class UnixSocket:
         self.path = Path(path).absolute()
         self._inode: tuple[int, int] | None = None
 
-    def claim(self, bind: Callable[[str], None]) -> None:
+    def claim(self, bind: Callable[[str], None], replacing: bool = False) -> None:
         """Have `bind` listen at a private path, and move the socket, mode 0600, to its own path.
 
-        The socket of a dead router is replaced. Refusal when a live one is there, or something that is no socket.
+        The socket of a dead router is replaced, and `replacing` that of any. Refusal when a live one is there, or something
+        that is no socket.
         """
         directory = self.path.parent
         with ExitStack() as undo:
@@ -104,7 +105,8 @@ class UnixSocket:
                 parent_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 undo.callback(os.close, parent_fd)
                 self._lock(parent_fd)
-                self.check_free()
+                if not replacing:
+                    self.check_free()
                 private = Path(tempfile.mkdtemp(prefix=".podwire-", dir=directory))
                 undo.callback(_remove, private)
                 # gRPC unlinks the name it bound when it stops, whatever the number in it then stands for: hence a
@@ -143,8 +145,22 @@ class UnixSocket:
                     raise Refusal(Kind.STATE, message) from None
             time.sleep(0.01)
 
+    def _check_directory(self) -> None:
+        """Refusal when others may rename what is in the directory, and so answer in the router's place."""
+        try:
+            status = self.path.parent.stat()
+        except OSError:  # not there yet: it is made with mode 755; or what is wrong shows when it is used
+            return
+        # In a sticky directory, as /tmp, each may only rename what is their own (inode(7)).
+        open_to_others = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+        if open_to_others or status.st_uid not in (0, os.geteuid()):
+            how = f"mode {status.st_mode & 0o7777:o}, owner {status.st_uid}"
+            message = f"--socket {self.path}: others may put another socket there ({how}); use a directory of root's, mode 755"
+            raise Refusal(Kind.STATE, message)
+
     def check_free(self) -> None:
-        """Refusal when a router listens there, or something else than a socket is there."""
+        """Refusal when a router listens there, when something else than a socket is there, or others may put one there."""
+        self._check_directory()
         try:
             mode = self.path.lstat().st_mode
         except FileNotFoundError:

@@ -253,6 +253,7 @@ def status_message(status: Status) -> status_pb2.Status:
         peers_unreachable=status.peers_unreachable,
         unreachable=status.unreachable,
         source=source_message(status.source) if status.source is not None else None,
+        confinement=status.confinement,
     )
 
 

@@ -1,7 +1,7 @@
 """The control edge: a request is checked field by field, made into the daemon's words, and its answer into messages.
 
-Calls run in a pool of threads. A watcher keeps one of them, so watchers are counted, and the pool has room for the
-other calls beside the most watchers there can be.
+Calls run in a pool of threads. A watcher keeps one of them, and so does a capture or a watch of flows, so all are counted, and the pool has
+room for the other calls beside the most of them there can be.
 """
 # Names, arguments and documentation of the calls are the contract's.
 # ruff: noqa: ARG002, D102, N802
@@ -26,6 +26,8 @@ from router.control.observe import ObserverServicer
 from router.errors import Kind, Refusal
 from router.events import EventLog, Subscription
 from router.model import Attachment, AttachmentKey, Endpoint, Node, SubnetTable
+from router.observe.capture import MOST_CAPTURES
+from router.observe.flows import MOST_FLOW_WATCHES
 from router.observe.observatory import Observatory
 from router.rpc.v1 import counters_pb2, events_pb2, observe_pb2, router_pb2, status_pb2, subnets_pb2
 from router.rpc.v1.observe_pb2_grpc import add_ObserverServicer_to_server
@@ -95,10 +97,15 @@ class Server:
         sys.setswitchinterval(self._switch_interval_s)
 
 
-def serve(daemon: Daemon, *, socket_path: str, tcp: TcpListener | None = None) -> Server:
-    """Bind a control server for the daemon; it answers once started. Refusal when it cannot listen."""
+def serve(daemon: Daemon, *, socket_path: str, tcp: TcpListener | None = None, replacing: bool = False) -> Server:
+    """Bind a control server for the daemon; it answers once started. Refusal when it cannot listen.
+
+    `replacing` takes the socket's path though a router listens there, who is about to end.
+    """
     server = grpc.server(
-        ThreadPoolExecutor(MAX_WATCHERS + _CALL_THREADS, thread_name_prefix="control"),
+        ThreadPoolExecutor(
+            MAX_WATCHERS + MOST_CAPTURES + MOST_FLOW_WATCHES + _CALL_THREADS, thread_name_prefix="control"
+        ),
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -121,7 +128,7 @@ def serve(daemon: Daemon, *, socket_path: str, tcp: TcpListener | None = None) -
     def bind(path: str) -> None:
         _add_port(f"--socket {socket_path}", lambda: server.add_insecure_port(f"unix:{path}"))
 
-    unix.claim(bind)
+    unix.claim(bind, replacing)
     return Server(server, servicer, unix, tcp_port)
 
 
@@ -159,6 +166,7 @@ class RouterServicer(RouterServicerBase):
             watches = tuple(self._watches)
         for watch in watches:
             watch.close()
+        self._daemon.observatory.close()
 
     @unary
     def Attach(self, request: router_pb2.AttachRequest, context: grpc.ServicerContext) -> router_pb2.AttachResponse:

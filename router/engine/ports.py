@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from router.decide import Origin, Place, decide_addresses
 from router.engine.bucket import Bucket
-from router.engine.interface import Snapshot
+from router.engine.interface import Snapshot, Source
 from router.model import NODE_KEY, Attachment, AttachmentKey, Endpoint, Limit, NextHop, Tally, Verdict
 
 EGRESS, INGRESS = 0, 1
@@ -34,9 +34,12 @@ _serials = itertools.count(1)
 class Party:
     """A source and sink of packets: what it may send, and its counts by thread."""
 
-    __slots__ = ("origin", "tallies", "mtu_bytes", "_ways", "_view_serial")
+    __slots__ = ("source", "name", "origin", "tallies", "mtu_bytes", "_ways", "_view_serial")
 
-    def __init__(self, origin: Origin, mtu_bytes: int) -> None:
+    def __init__(self, source: Source, origin: Origin, mtu_bytes: int) -> None:
+        self.source = source
+        self.name = str(source)
+        """Tells it from others: a string is hashed once, a key anew each time."""
         self.origin = origin
         self.tallies = (Tally(), Tally())
         self.mtu_bytes = mtu_bytes
@@ -71,7 +74,7 @@ class Port(Party):
 
     def __init__(self, attachment: Attachment, fd: int) -> None:
         addresses = frozenset(interface.ip.packed for interface in attachment.addresses)
-        super().__init__(Origin(attachment.key, addresses), attachment.mtu_bytes)
+        super().__init__(attachment.key, Origin(attachment.key, addresses), attachment.mtu_bytes)
         self.attachment = attachment
         self.fd = fd
         self.is_node = attachment.key == NODE_KEY
@@ -103,7 +106,7 @@ class Peer(Party):
 
     def __init__(self, next_hop: NextHop, mtu_bytes: int) -> None:
         # The origin stays that of the first next hop: who it is does not change, and its rate of errors is kept by it.
-        super().__init__(Origin(peer=next_hop), mtu_bytes)
+        super().__init__(next_hop.endpoint, Origin(peer=next_hop), mtu_bytes)
         self._overlay_mtu_bytes = self._lowered_bytes = mtu_bytes
         self._lowered_until_s = 0.0
         self.sockaddr = (str(next_hop.endpoint.address), next_hop.endpoint.port)

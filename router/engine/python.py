@@ -2,7 +2,8 @@
 
 egress.py   TUN fds → table → TUN fd | socket        loop.py        the thread both run in
 ingress.py  socket  → table → TUN fd                 sender.py      trains to the socket
-ports.py    attachments, peers, the view of a batch  exceptions.py  the slow path: ICMP errors, fragments
+ports.py    attachments, peers, the view of a batch  exceptions.py  the slow path: drops, ICMP errors, fragments
+taps.py     who watches packets, what they saw       droplog.py     what was dropped lately
 """
 
 from __future__ import annotations
@@ -11,18 +12,31 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
 from router.decide import MALFORMED, decide_transit, same_peer
 from router.engine.bucket import Bucket
+from router.engine.droplog import SockAddr, newest_first
 from router.engine.egress import Egress
 from router.engine.ingress import Ingress
-from router.engine.interface import BATCH_BYTES, EngineCounters, EngineSettings, Host, Snapshot, Source
+from router.engine.interface import (
+    BATCH_BOUNDS,
+    BATCH_BYTES,
+    DroppedFlow,
+    EngineCounters,
+    EngineSettings,
+    Host,
+    Sighting,
+    Snapshot,
+    Source,
+    Tap,
+)
 from router.engine.loop import Loop
 from router.engine.ports import EGRESS, INGRESS, Party, Peer, Port, View
 from router.engine.sender import Sender
+from router.engine.taps import Sightings, Taps
 from router.model import Attachment, AttachmentKey, DropReason, Endpoint, NextHop, Tally, Verdict
 from router.wire.packet import Buffer, parse_ip
 
@@ -48,6 +62,10 @@ class PythonEngine:
         self._ingress = Ingress(settings, underlay, self._new_sender(host), host)
         names = ("egress", "ingress") if settings.threads > 1 else ("engine",)
         self._host = host
+        self._exceptions = self._egress.exceptions, self._ingress.exceptions
+        """By direction."""
+        self._sightings = Sightings()
+        self._batches = ([0] * len(BATCH_BOUNDS), [0] * len(BATCH_BOUNDS))
         self._loops = tuple(Loop(name, self._batch, self._recover) for name in names)
         self._outward, self._inward = self._loops[0], self._loops[-1]
         self._inward.watch(underlay.fileno())
@@ -62,7 +80,7 @@ class PythonEngine:
         port = self._ports_by_fd.get(fd)
         if port is None:
             if fd == self._socket.fileno():
-                return self._ingress.batch(self._view, most)
+                return self._counted(INGRESS, self._ingress.batch(self._view, most))
             return 0  # detached between the wake-up and now
         if port.shaper is not None:
             reads = self._shaped_batch(port, port.shaper, most)
@@ -70,6 +88,12 @@ class PythonEngine:
             reads = self._egress.batch(port, self._view, most)
         if port.lost:
             self._outward.unwatch(fd)
+        return self._counted(EGRESS, reads)
+
+    def _counted(self, way: int, reads: int) -> int:
+        """Count a batch in the class of its reads, whose upper bounds are the powers of two (BATCH_BOUNDS)."""
+        if reads:
+            self._batches[way][(reads - 1).bit_length()] += 1
         return reads
 
     def _shaped_batch(self, port: Port, shaper: Bucket, most: int) -> int:
@@ -91,14 +115,24 @@ class PythonEngine:
         if loop is self._outward:
             self._egress.forget()
             for port in view.ports.values():
-                _settle_failure(port.tallies[EGRESS])
+                self._settle_failure(port.tallies[EGRESS], port, EGRESS)
                 if port.lost:
                     loop.unwatch(port.fd)
         if loop is self._inward:
             self._ingress.forget()
-            for tally in (*(peer.tallies[INGRESS] for peer in view.peers.values()), self._ingress.strangers):
-                _settle_failure(tally)
+            for peer in view.peers.values():
+                self._settle_failure(peer.tallies[INGRESS], peer, INGRESS)
+            self._settle_failure(self._ingress.strangers, self._ingress.came_from[:2], INGRESS)
         self._host.engine_failed(why)
+
+    def _settle_failure(self, tally: Tally, source: Party | SockAddr, way: int) -> None:
+        """Count what was received and has no fate: it was in the hands of a batch that failed."""
+        lost = tally.balance
+        if lost > 0:
+            tally.drop(DropReason.ENGINE_FAILED, lost)
+            self._exceptions[way].log.note(source, DropReason.ENGINE_FAILED, None, lost, 0)
+        elif lost < 0:  # joined packets are counted after their fate may be
+            tally.received_packets -= lost
 
     def _between_batches(self, work: Callable[[], T]) -> T:
         """Run `work` while neither loop is in a batch."""
@@ -232,9 +266,10 @@ class PythonEngine:
             peers={endpoint: peer.tally for endpoint, peer in self._view.peers.items()},
             strangers=self._ingress.strangers.plus(Tally()),
             gone=self._gone.plus(Tally()),
-            icmp_suppressed=self._egress.exceptions.suppressed + self._ingress.exceptions.suppressed,
+            icmp_suppressed=sum(each.suppressed for each in self._exceptions),
             socket_drops=self._socket_drops(),
             restarts=sum(loop.restarts for loop in self._loops),
+            batches=tuple(map(sum, zip(*self._batches, strict=True))),
         )
 
     def _socket_drops(self) -> int:
@@ -244,11 +279,31 @@ class PythonEngine:
         except OSError:
             return 0
 
+    # What became of packets
 
-def _settle_failure(tally: Tally) -> None:
-    """Count what was received and has no fate: it was in the hands of a batch that failed."""
-    lost = tally.balance
-    if lost > 0:
-        tally.drop(DropReason.ENGINE_FAILED, lost)
-    elif lost < 0:  # joined packets are counted after their fate may be
-        tally.received_packets -= lost
+    def drops(self) -> tuple[DroppedFlow, ...]:
+        """Return what was dropped lately, newest first."""
+        return self._between_batches(lambda: newest_first(each.log for each in self._exceptions))
+
+    def watch(self, taps: tuple[Tap, ...]) -> None:
+        """See packets by these taps from now on, by no others."""
+        with self._changing:
+            there = [(tap, self._party(tap.party)) for tap in taps]
+            there = [(tap, party) for tap, party in there if party is not None or tap.party is None]
+            watching = Taps(there, self._sightings) if there else None
+
+            def swap() -> None:
+                for each in self._exceptions:
+                    each.taps = watching
+
+            self._between_batches(swap)
+        self._sightings.wake()
+
+    def _party(self, source: Source | None) -> Party | None:
+        if isinstance(source, AttachmentKey):
+            return self._ports.get(source)
+        return None if source is None else self._peers.get(source)
+
+    def sightings(self, timeout_s: float) -> tuple[tuple[Sighting, ...], Mapping[int, int]]:
+        """Return what was seen since the last call, and how many were lost by tap."""
+        return self._sightings.take(timeout_s)

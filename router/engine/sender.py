@@ -7,6 +7,7 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Sequence
 
 from router.engine.interface import Host
 from router.engine.ports import Peer
@@ -18,6 +19,10 @@ _DONTWAIT = int(socket.MSG_DONTWAIT)
 _BUSY_WAIT_MS = 1
 """Longest wait for room in the socket: back-pressure fills the TUN's ring, where the sender's stack sees it."""
 _BUSY = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
+
+Unsent = tuple[DropReason | None, Sequence[int]]
+"""Why datagrams of a train were not sent, and which; (None, ()) when all were."""
+_ALL_SENT: Unsent = (None, ())
 
 
 class Sender:
@@ -32,8 +37,8 @@ class Sender:
         self._poll.register(underlay.fileno(), select.POLLOUT)
         self._control: dict[int, list[tuple[int, int, bytes]]] = {}
 
-    def send(self, train: Train, peer: Peer) -> tuple[int, DropReason | None]:
-        """Send a train; return how many of its datagrams the kernel took, and why not the rest."""
+    def send(self, train: Train, peer: Peer) -> Unsent:
+        """Send a train; return which of its datagrams the kernel did not take."""
         if train.packets == 1 or not (self._segmenting and peer.segmenting):
             return self._send_each(train, peer)
         control = self._control.get(train.segment_bytes)
@@ -47,17 +52,16 @@ class Sender:
             peer.segmenting = False
             self._host.offload_failed("udp_segment", f"towards {peer.next_hop.node}: {error.strerror}")
             return self._send_each(train, peer)
-        return (train.packets, None) if reason is None else (0, reason)
+        return _ALL_SENT if reason is None else (reason, range(train.packets))
 
-    def _send_each(self, train: Train, peer: Peer) -> tuple[int, DropReason | None]:
-        sent, outcome = 0, None
-        for at in range(0, len(train.datagrams), train.segment_bytes):
-            reason = self._send(train.datagrams[at : at + train.segment_bytes], [], peer)
-            if reason is None:
-                sent += 1
-            else:
+    def _send_each(self, train: Train, peer: Peer) -> Unsent:
+        outcome, unsent = None, []
+        for row in range(train.packets):
+            reason = self._send(train.row(row), [], peer)
+            if reason is not None:
                 outcome = reason
-        return sent, outcome
+                unsent.append(row)
+        return outcome, unsent
 
     def _send(self, datagrams: memoryview, control: list[tuple[int, int, bytes]], peer: Peer) -> DropReason | None:
         while True:

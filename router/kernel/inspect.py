@@ -7,8 +7,6 @@ from ipaddress import ip_network
 from pathlib import Path
 from socket import AF_INET, AF_INET6
 
-from pyroute2 import IPRoute
-
 from router.kernel import netns
 from router.model import Address, Prefix
 
@@ -26,6 +24,8 @@ def missing(
 
 
 def _missing(if_name: str, addresses: Collection[Address], routes: Collection[Prefix]) -> Iterator[str]:
+    from pyroute2 import IPRoute  # late: see tun.py
+
     with IPRoute() as ip:
         found = ip.link_lookup(ifname=if_name, kind="tun")
         if not found:

@@ -2,6 +2,7 @@
 
 The device is persistent: it outlives the router with its addresses and routes, and is opened again by name.
 A TUN fd belongs to the namespace in which /dev/net/tun was opened, so every open happens inside the target.
+pyroute2, a fifth of a second to import, is imported when something is dressed: packets do not wait for it after a crash.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytun
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from router.errors import Kind, Refusal
 from router.kernel import netns
@@ -25,11 +25,14 @@ from router.model import Address, Interface, Offloads, Prefix
 from router.wire.geneve import HEADER_BYTES
 from router.wire.segment import MAX_TRAIN_BYTES
 
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
+
 _TUNSETOFFLOAD = 0x400454D0  # linux/if_tun.h
 _TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6, _TUN_F_TSO_ECN, _TUN_F_USO4, _TUN_F_USO6 = 1, 2, 4, 8, 0x20, 0x40
 _ADDR_GEN_NONE = 1  # IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
 _IFF_MULTICAST = 0x1000  # linux/if.h
-_TUNSETPERSIST = 0x400454CB
+_TUNSETPERSIST, _TUNGETIFF, _TUNGETDEVNETNS = 0x400454CB, 0x800454D2, 0x54E3
 _LARGEST_HEADERS_BYTES = 72
 """IPv6 + TCP with timestamps: what an MTU loses to headers in a segment."""
 
@@ -59,30 +62,33 @@ def create(netns_path: str, if_name: str, dress: Dress, offloads: Offloads) -> i
     return netns.inside(netns_path, lambda: _create(netns_path, if_name, dress, offloads))
 
 
-def reopen(netns_path: str, if_name: str, dress: Dress, offloads: Offloads) -> int:
-    """Open the TUN an earlier router left in a namespace, make good what it lacks, and return its fd.
-
-    Raise Refusal(NOT_FOUND) when it is not there any more.
-    """
+def reopen(netns_path: str, if_name: str, offloads: Offloads) -> int:
+    """Open the TUN an earlier router left in a namespace as it is, and return its fd. Raise Refusal(NOT_FOUND) when it is gone."""
 
     def work() -> int:
-        with IPRoute() as ip:
-            if not ip.link_lookup(ifname=if_name):
-                raise Refusal(Kind.NOT_FOUND, f"interface {if_name} in {netns_path} is gone")
+        try:
+            socket.if_nametoindex(if_name)
+        except OSError:
+            raise Refusal(Kind.NOT_FOUND, f"interface {if_name} in {netns_path} is gone") from None
         with _explained(f"interface {if_name} in {netns_path}"):
-            fd = _open(if_name, offloads, exclusive=False)
-            try:
-                _put_on(if_name, dress)
-            except BaseException:
-                os.close(fd)
-                raise
-            return fd
+            return _open(if_name, offloads, exclusive=False)
 
     return netns.inside(netns_path, work)
 
 
+def mend(netns_path: str, if_name: str, dress: Dress) -> None:
+    """Make good what a TUN that was there already lacks. Raise Refusal(STATE)."""
+
+    def work() -> None:
+        with _explained(f"interface {if_name} in {netns_path}"):
+            _put_on(if_name, dress)
+
+    netns.inside(netns_path, work)
+
+
 def redress(netns_path: str, if_name: str, dress: Dress) -> None:
     """Change what a TUN wears: other addresses are taken off, the rest is put on. Raise Refusal(STATE)."""
+    from pyroute2 import IPRoute
 
     def work() -> None:
         with _explained(f"interface {if_name} in {netns_path}"):
@@ -97,16 +103,48 @@ def redress(netns_path: str, if_name: str, dress: Dress) -> None:
     netns.inside(netns_path, work)
 
 
-def discard(fd: int) -> None:
-    """Delete the TUN behind an fd by closing it, wherever its namespace is; one that is gone already is no error."""
+def discard(fd: int, shared: bool = False) -> None:
+    """Delete the TUN behind an fd by closing it, wherever its namespace is; one that is gone already is no error.
+
+    `shared` says that another process has the fd too: then closing it would not do.
+    """
     with suppress(OSError):
         fcntl.ioctl(fd, _TUNSETPERSIST, 0)
+    if shared:
+        with suppress(OSError, Refusal), _namespace_of(fd) as netns_path:
+            remove(netns_path, _name_of(fd))
     with suppress(OSError):
         os.close(fd)
 
 
+def is_at(fd: int, namespace: netns.Identity, if_name: str) -> bool:
+    """Tell whether an fd somebody handed over is the TUN of that name in that namespace."""
+    try:
+        with _namespace_of(fd) as found:
+            return _name_of(fd) == if_name and netns.identity(found) == namespace
+    except OSError:
+        return False
+
+
+def _name_of(fd: int) -> str:
+    """Return the present name of the TUN behind an fd. Raise OSError when the fd is none, or its device is gone."""
+    return fcntl.ioctl(fd, _TUNGETIFF, bytes(40))[:16].partition(b"\0")[0].decode(errors="replace")
+
+
+@contextmanager
+def _namespace_of(fd: int) -> Iterator[str]:
+    """Yield a path to the namespace a TUN is in now. Raise OSError as `_name_of`."""
+    namespace_fd = fcntl.ioctl(fd, _TUNGETDEVNETNS)
+    try:
+        yield f"/proc/self/fd/{namespace_fd}"
+    finally:
+        os.close(namespace_fd)
+
+
 def remove(netns_path: str, if_name: str) -> None:
     """Delete the TUN; no error when it, or its namespace, is gone already."""
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
 
     def work() -> None:
         with IPRoute() as ip:
@@ -209,6 +247,8 @@ def _no_tun(if_name: str, error: Exception) -> Refusal:
 
 def _put_on(if_name: str, dress: Dress) -> None:
     """Set link, addresses and routes, all of which may be there already."""
+    from pyroute2 import IPRoute
+
     with IPRoute() as ip:
         index = _index_of(ip, if_name)
         # Without a link-local address the kernel sends no router solicitations, which nobody here answers.
@@ -248,6 +288,8 @@ def _index_of(ip: IPRoute, if_name: str) -> int:
 
 @contextmanager
 def _already_there() -> Iterator[None]:
+    from pyroute2.netlink.exceptions import NetlinkError
+
     try:
         yield
     except NetlinkError as error:
@@ -270,7 +312,11 @@ def _explained(what: str) -> Iterator[None]:
     """Turn the kernel's refusals into ours."""
     try:
         yield
-    except NetlinkError as error:
-        raise Refusal(Kind.STATE, f"cannot set up {what}: {os.strerror(error.code)}") from None
     except OSError as error:
         raise Refusal(Kind.STATE, f"cannot set up {what}: {error.strerror}") from None
+    except Exception as error:
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        if not isinstance(error, NetlinkError):
+            raise
+        raise Refusal(Kind.STATE, f"cannot set up {what}: {os.strerror(error.code)}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from ipaddress import ip_address
 
 from router.errors import Kind, Refusal
 from router.model import OVERHEAD_BYTES, Endpoint, Offloads
@@ -31,12 +32,30 @@ def open_underlay(endpoint: Endpoint, offloads: Offloads) -> socket.socket:
             underlay.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
         _enlarge(underlay)
         if offloads.udp_gro:
-            underlay.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+            set_gro(underlay, on=True)
         underlay.bind((str(endpoint.address), endpoint.port))
     except OSError as error:
         underlay.close()
         raise Refusal(Kind.STATE, _explain(endpoint, error)) from None
     return underlay
+
+
+def is_bound(found: socket.socket, endpoint: Endpoint) -> bool:
+    """Tell whether a socket that somebody handed over is one of `open_underlay` for that endpoint."""
+    v6 = endpoint.address.version == 6
+    try:
+        kind = (found.family, found.type)
+        address, port = found.getsockname()[:2]
+        return kind == (socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM) and (
+            ip_address(address) == endpoint.address and port == endpoint.port
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def set_gro(underlay: socket.socket, on: bool) -> None:
+    """Let trains of datagrams be received whole, or not."""
+    underlay.setsockopt(_SOL_UDP, _UDP_GRO, int(on))
 
 
 def _enlarge(underlay: socket.socket) -> None:

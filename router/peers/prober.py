@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from router import rest
+from router.metrics.histograms import Histogram
 from router.model import Endpoint, Node
 from router.peers.health import PERIOD_S, Health, PeerState
 from router.wire import probe
@@ -24,10 +25,14 @@ from router.wire.geneve import HEADER_BYTES
 
 _log = logging.getLogger(__name__)
 
+ROUND_TRIP_BOUNDS_S = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+"""Upper bounds of the classes that round trips are counted in: from one machine to around the world."""
+NO_ROUND_TRIPS = Histogram(ROUND_TRIP_BOUNDS_S)
 MOST_PER_S = 500
 _LATE_S = 0.75
 """So late the thread runs only when the whole machine is out of breath: then the peers' silence means nothing."""
-_SEQUENCES = 1 << 32
+_MOST_SEQUENCE = (1 << 32) - 1000
+"""They have 32 bits; a peer is asked less than a thousand at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,8 @@ class Report:
     """0 before it was measured."""
     why: str
     """Why it is down; empty when it is not."""
+    round_trips: Histogram = NO_ROUND_TRIPS
+    """Of every probe that was answered since the peer is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,7 @@ class Prober:
         self._changed = changed
         self._lock = threading.Lock()
         self._healths: dict[str, Health] = {}
+        self._round_trips: dict[str, Histogram] = {}
         self._nodes: dict[str, Node] = {}
         self._names: dict[Endpoint, str] = {}
         self._told: dict[str, tuple[PeerState, int]] = {}
@@ -101,14 +109,13 @@ class Prober:
         now_s = time.monotonic()
         with self._lock:
             wanted = {node.name: node for node in nodes if node.offload}
-            for name in [name for name in self._nodes if name not in wanted]:
-                self._forget(name)
-            for name, node in wanted.items():
-                known = self._nodes.get(name)
-                if known is node:
-                    continue
-                if known is not None and known.endpoint != node.endpoint:
+            # All that go or move before any that come: an endpoint may pass from one to another.
+            for name, known in list(self._nodes.items()):
+                if name not in wanted or known.endpoint != wanted[name].endpoint:
                     self._forget(name)
+            for name, node in wanted.items():
+                if self._nodes.get(name) is node:
+                    continue
                 self._nodes[name] = node
                 self._names[node.endpoint] = name
                 if name not in self._healths:
@@ -121,7 +128,7 @@ class Prober:
 
     def _forget(self, name: str) -> None:
         self._names.pop(self._nodes.pop(name).endpoint, None)
-        for known in (self._healths, self._told, self._last_heard):
+        for known in (self._healths, self._round_trips, self._told, self._last_heard):
             known.pop(name, None)
 
     def take(self, endpoint: Endpoint, answer: bytes, received_ns: int) -> None:
@@ -159,6 +166,7 @@ class Prober:
                     health.loss,
                     health.mtu_bytes,
                     _why(health, now_s),
+                    self._round_trips.get(name, NO_ROUND_TRIPS),
                 )
                 for name, health in self._healths.items()
             }
@@ -213,7 +221,9 @@ class Prober:
         due_s = health.due_s
         if not health.answered(read.sequence, received_ns / 1e9):
             return None
-        if health.due_s < due_s:
+        if (rtt_s := health.take_rtt_s()) is not None:
+            self._round_trips[name] = self._round_trips.get(name, NO_ROUND_TRIPS).plus(rtt_s)
+        if health.due_s != due_s:
             heapq.heappush(self._due, (health.due_s, name))
         return name
 
@@ -232,9 +242,12 @@ class Prober:
             if count is not None:
                 self._last_heard[name] = count
             health.judge(now_s, heard)
-            for sequence, mtu_bytes in health.ask(self._sequence, time.monotonic()):
+            probes = health.ask(self._sequence, time.monotonic())
+            for sequence, mtu_bytes in probes:
                 self._send(health, endpoint, sequence, mtu_bytes)
-            self._sequence = (self._sequence + 2) % _SEQUENCES
+            self._sequence += len(probes)
+            if self._sequence > _MOST_SEQUENCE:
+                self._sequence = 1
             heapq.heappush(self._due, (health.due_s, name))
         return asked
 

@@ -49,7 +49,7 @@ def parse_table(text: str, path: Path) -> tuple[Node, ...]:
     """Read a table; Refusal names the file, and the line or entry. What entries say of each other is for `check`."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or brackets as deep
         raise Refusal(Kind.INVALID, f"{path} is not TOML: {error}") from None
     if unknown := [key for key in document if key != "node"]:
         raise Refusal(Kind.INVALID, f"{path}: unknown key {unknown[0]!r}: a table is made of [[node]] entries")

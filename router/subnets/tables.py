@@ -61,6 +61,11 @@ class Tables:
         if self._memory is not None:
             self._memory.close()
 
+    def flush(self) -> None:
+        """Write what the journal does not have yet."""
+        if self._memory is not None:
+            self._memory.flush()
+
     @property
     def current(self) -> SubnetTable:
         """The table in force."""
@@ -199,10 +204,15 @@ class _Memory:
 
     def close(self) -> None:
         """Write what is not written yet, and nothing afterwards."""
+        self._closed = True
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is not written yet."""
         with self._lock:
-            self._closed = True
             if self._timer is not None:
                 self._timer.cancel()
+                self._timer = None
         self._write()
 
     def _write(self) -> None:

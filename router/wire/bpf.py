@@ -1,7 +1,8 @@
 """Classic BPF: check a filter program that somebody sent, and run it over a packet. Pure.
 
 As the kernel does (net/core/filter.c: bpf_check_classic, bpf_prog_run of old; BSD's bpf_filter.c), with no ancillary
-loads. Jumps only go forward, so a program ends after as many steps as it has instructions.
+loads. Jumps only go forward, so a program ends after as many steps as it has instructions. What the kernel leaves to
+the machine or refuses is defined here: a shift by more than 31 gives 0, a scratch cell not stored to is 0.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _ALU_OPS: Final = {
     0x00: "add", 0x10: "sub", 0x20: "mul", 0x30: "div", 0x40: "or", 0x50: "and", 0x60: "lsh", 0x70: "rsh",
     0x80: "neg", 0x90: "mod", 0xA0: "xor",
 }  # fmt: skip
+_NEG_X: Final = 0x8C
 _JUMPS: Final = (0x10, 0x20, 0x30, 0x40)  # jeq jgt jge jset
 
 
@@ -58,8 +60,10 @@ def _against(code: int, jt: int, jf: int, k: int, left: int) -> str:
         return "no such scratch cell" if k >= _SCRATCH else "" if code == kind else f"no such store (code {code:#x})"
     if kind == _ALU:
         name = _ALU_OPS.get(code & 0xF0)
-        if name is None or code & ~0xFF:
+        if name is None or code & ~0xFF or code == _NEG_X:
             return f"no such operation (code {code:#x})"
+        if name in ("lsh", "rsh") and not code & 8 and k > 31:
+            return "it shifts by more than 31 bits"
         return "division by zero" if name in ("div", "mod") and not code & 8 and k == 0 else ""
     if kind == _JMP:
         if code == _JMP:

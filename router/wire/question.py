@@ -86,7 +86,7 @@ def encode_reply(vni: int, reply: Reply) -> bytes:
     """Return a datagram no longer than a question; texts too long for it are cut."""
     said = _REPLY.pack(reply.verdict, 0, reply.mtu_bytes, 0)
     for text in (reply.reason, reply.target, reply.node):
-        cut = text.encode()[:_MOST_TEXT_BYTES]
+        cut = text.encode(errors="replace")[:_MOST_TEXT_BYTES].decode(errors="ignore").encode()  # no half letter
         said += bytes((len(cut),)) + cut
     return _head(vni, REPLY, HEADER_BYTES + len(said), reply.sequence, reply.sent_ns) + said
 

@@ -52,6 +52,10 @@ class Train(NamedTuple):
     segment_bytes: int
     packets: int
 
+    def row(self, number: int) -> memoryview:
+        """Return one of the datagrams, counted from 0."""
+        return self.datagrams[number * self.segment_bytes : (number + 1) * self.segment_bytes]
+
 
 class Shape(NamedTuple):
     """Where the headers of a TCP or UDP packet end. Offsets count from the IP header."""

@@ -49,6 +49,7 @@ class Lab:
         outside: bool = False,
         store: str = "file",
         etcd_ttl_s: int = 10,
+        networks: Sequence[str] = (),
         router_args: Sequence[str] = (),
         lent: bool = True,
         progress: Progress | None = None,
@@ -56,7 +57,7 @@ class Lab:
         """Plan a lab of `pods` Pods on each of `nodes` nodes; MTU in bytes, underlay family 4 or 6.
 
         `outside` adds a host beyond the cluster; `store="etcd"` an etcd of which the nodes lease their subnets, for
-        `etcd_ttl_s`; `router_args` go to every router. A lent lab belongs to this process: `lab down --all` leaves it
+        `etcd_ttl_s`, of `networks` if they are given; `router_args` go to every router. A lent lab belongs to this process: `lab down --all` leaves it
         alone while the process lives.
         """
         name = name or f"lab{secrets.token_hex(3)}"
@@ -67,6 +68,8 @@ class Lab:
         self.plan = LabPlan(
             name, nodes, pods, underlay_mtu, underlay_family, outside, tuple(router_args), store, etcd_ttl_s
         )
+        if networks:
+            self.plan = replace(self.plan, networks=tuple(networks))
         self._record = LabRecord(self.plan, maker, lent)
         self._ledger = Ledger(name)
         self._links = Links(self._ledger, self.plan)
@@ -179,8 +182,18 @@ class Lab:
             with pod.node.client() as client:
                 client.detach(pod.sandbox_id, IF_NAME)
             netns.delete(pod.netns)
+            self._links.forget(pod.name)
             self._write(replace(self._record, pods=tuple(p for p in self._record.pods if p.name != pod.name)))
             self.pods.remove(pod)
+
+    def attach_again(self, pod: LabPod, ip: Sequence[str] = ()) -> None:
+        """Detach a Pod and attach it anew, with these addresses if any are given. Attached or not before, it is then."""
+        with self._changed():
+            with pod.node.client() as client:
+                client.detach(pod.sandbox_id, IF_NAME)
+            self._attach(pod.node, [pod], ip)
+            self._write(self._record.with_pod(pod.record))
+            self._links.look_again(pod.name)
 
     def add_node(self) -> LabNode:
         """Have one more node join, without Pods; return it when its router answers. LabError leaves nothing.
@@ -236,11 +249,15 @@ class Lab:
         reorder: float = 0.0,
         duplicate: float = 0.0,
         rate_bits_per_s: int = 0,
+        mtu_hole_bytes: int = 0,
         one_way: bool = False,
         seed: int = 0,
     ) -> None:
-        """Give every link between two groups these faults, as `Faults` has them, in place of those it had."""
-        faults = Faults(loss, delay_s, jitter_s, reorder, duplicate, rate_bits_per_s)
+        """Give every link between two groups these faults, as `Faults` has them, in place of those it had.
+
+        Groups of Pods ("n1p1", "n2p1,n2p2") have them in what they say to each other only.
+        """
+        faults = Faults(loss, delay_s, jitter_s, reorder, duplicate, rate_bits_per_s, mtu_hole_bytes)
         with self._changed():
             self._links.impair(left, right, faults, one_way=one_way, seed=seed)
 
@@ -333,8 +350,9 @@ class Lab:
 
     def _remove_node(self, node: LabNode, rest: LabRecord) -> None:
         """Remove a node, whatever there is of it, and leave the rest as the record says."""
-        gone = (node.netns, *(pod.netns for pod in self._record.pods if pod.node == node.name))
-        self._links.forget(node.name)
+        pods = [pod for pod in self._record.pods if pod.node == node.name]
+        gone = (node.netns, *(pod.netns for pod in pods))
+        self._links.forget(node.name, *(pod.name for pod in pods))
         node.kill9()
         end_inside(gone)
         wiring.remove_node(self.plan, node.plan, gone)

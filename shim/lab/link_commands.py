@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from shim.lab.quantities import bits_per_s, fraction, seconds
+from shim.lab.quantities import bits_per_s, fraction, seconds, whole_bytes
 from shim.lab.saying import NAME, said_in_one_line
 
 if TYPE_CHECKING:
@@ -28,12 +28,13 @@ def partition(name: str | None, one_way: bool, left: str, right: str) -> None:
     """Cut the links between A and B.
 
     Nothing goes between them any more. A and B are nodes (n1), store or outside, or several with commas: each link between the two groups is cut. `rest` is
-    everybody who is not in the other group.
+    everybody who is not in the other group. Or they are Pods (n1p1): then only what these say to each other is lost; `rest` is all Pods of other nodes.
 
     \b
     Examples: podwire lab partition n1 n2
               podwire lab partition n1,n2 rest
               podwire lab partition n3 store
+              podwire lab partition n1p1 n2p1,n3p1
     """
     with said_in_one_line():
         ledger, links = _open(name)
@@ -50,7 +51,7 @@ def partition(name: str | None, one_way: bool, left: str, right: str) -> None:
 def heal(name: str | None, only_partitions: bool, left: str, right: str) -> None:
     """Make links as good as new.
 
-    Those between A and B, all those of A, or all there are.
+    Those between A and B, all those of A, or all there are. A node's links and those of its Pods are healed one by one.
 
     \b
     Examples: podwire lab heal
@@ -75,6 +76,13 @@ def heal(name: str | None, only_partitions: bool, left: str, right: str) -> None
 )
 @click.option("--duplicate", type=fraction, default=0.0, metavar="1%", help="Frames that arrive twice.")
 @click.option("--rate", type=bits_per_s, default=0.0, metavar="50mbit", help="Bits a second, with a queue of 0.1 s.")
+@click.option(
+    "--mtu-hole",
+    type=whole_bytes,
+    default=0.0,
+    metavar="1400",
+    help="IP packets larger than that on the wire, tunnel included, vanish.",
+)
 @click.option("--one-way", is_flag=True, help="Only what A sends to B; otherwise each direction has all of it.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same fates.")
 @click.argument("left", metavar="A[,A…]")
@@ -87,6 +95,7 @@ def link(
     reorder: float,
     duplicate: float,
     rate: float,
+    mtu_hole: float,
     one_way: bool,
     seed: int,
     left: str,
@@ -95,16 +104,19 @@ def link(
     """Give the links between A and B faults.
 
     They are all that these links have, in place of those they had; without options none. Such a link is carried by a process
-    (some 100 Mbit/s, and a tenth of a millisecond), not by the kernel's bridge. A and B are as for `podwire lab partition`.
+    (some 100 Mbit/s, and a tenth of a millisecond), not by the kernel's bridge. A and B are as for `podwire lab partition`; faults
+    of two Pods come before those of the link between their nodes.
 
     \b
     Examples: podwire lab link n1 n2 --loss 5% --delay 20ms --jitter 5ms
               podwire lab link n3 rest --rate 50mbit
+              podwire lab link n1 n2 --mtu-hole 1400
+              podwire lab link n1p1 n2p1 --loss 20%
     """
     from shim.lab.relay.faults import Faults
 
     with said_in_one_line():
-        faults = Faults(loss, delay, jitter, reorder, duplicate, round(rate))
+        faults = Faults(loss, delay, jitter, reorder, duplicate, round(rate), round(mtu_hole))
         ledger, links = _open(name)
         with ledger.locked():
             pairs = links.impair(left, right, faults, one_way=one_way, seed=seed)

@@ -2,6 +2,7 @@
 
 A pair that is cut the bridge drops. A pair that is impaired it drops too, and the relay carries instead, frame by frame: so
 senders on such pairs are kept from handing super-frames to the device (gso_max_segs), or one loss would cost forty frames.
+What is wrong between two Pods only is so on the way of their nodes: the relay carries that, and looks whose each packet is.
 What is in the ledger is wanted; whatever a crash left is put right by the next change.
 """
 
@@ -12,11 +13,12 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from typing import Any
 
 from shim.lab import bridge, netns
 from shim.lab.errors import LabError
-from shim.lab.ledger import Ledger, write_whole
+from shim.lab.ledger import Ledger, PodRecord, write_whole
 from shim.lab.plan import LabPlan, Station
 from shim.lab.relay.ask import ask
 from shim.lab.relay.faults import NO_FAULTS, Faults
@@ -25,16 +27,16 @@ from shim.lab.relay.switch import Pair
 from shim.lab.service import Service
 
 REST = "rest"
-"""As a group: everybody who is not in the other one."""
+"""As a group: everybody who is not in the other one; beside Pods, all Pods of other nodes."""
 Group = str | Iterable[str]
-"""Stations: names, or names with commas between them."""
+"""Stations, or Pods: names, or names with commas between them."""
 _RELAY_TIMEOUT_S = 30.0
 _ANY_SEGMENTS = 65535
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One direction between two stations, as it is wanted."""
+    """One direction between two stations, or two Pods, as it is wanted."""
 
     source: str
     target: str
@@ -47,6 +49,10 @@ class Link:
     def pair(self) -> Pair:
         """Its ends."""
         return self.source, self.target
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {name: getattr(self, name) for name in self.__slots__} | {"faults": self.faults.to_json()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +79,9 @@ class LinksState:
         """Return plain values."""
         return {
             "links": [
-                {
-                    "source": found.link.source,
-                    "target": found.link.target,
-                    "cut": found.link.cut,
+                found.link.to_json()
+                | {
                     "cut_frames": found.cut_frames,
-                    "faults": found.link.faults.to_json(),
-                    "seed": found.link.seed,
                     "counts": None
                     if found.counts is None
                     else {name: getattr(found.counts, name) for name in LineCounts.__slots__},
@@ -129,12 +131,18 @@ class Links:
         self._become(kept)
         return sorted(healed)
 
-    def forget(self, name: str) -> None:
-        """Let go of the links of a station that leaves."""
+    def forget(self, *names: str) -> None:
+        """Let go of the links of stations or Pods that leave."""
         links = self.read()
-        kept = {pair: link for pair, link in links.items() if name not in pair}
+        kept = {pair: link for pair, link in links.items() if not {*names} & {*pair}}
         if kept != links:
             self._become(kept)
+
+    def look_again(self, pod: str) -> None:
+        """Find a Pod's packets by the addresses that it has now."""
+        links = self.read()
+        if any(pod in pair for pair in links):
+            self._become(links)
 
     def kill9(self) -> None:
         """Kill the relay, if there is one: impaired links carry nothing then."""
@@ -158,16 +166,27 @@ class Links:
         if answer := self._ask_counts():
             counts = {(line["source"], line["target"]): LineCounts(**line["counts"]) for line in answer["lines"]}
             missed = answer["missed"]
-        states = [LinkState(link, dropped[bridge.CUT].get(pair, 0), counts.get(pair)) for pair, link in links.items()]
+        states = []
+        for pair, link in links.items():
+            found = counts.get(pair)
+            cut_frames = found.lost if link.cut and found else dropped[bridge.CUT].get(pair, 0)
+            states.append(LinkState(link, cut_frames, found))
         return LinksState(tuple(states), self._relay.pid, missed)
 
     @property
     def _stations(self) -> Mapping[str, Station]:
         return {station.name: station for station in self.plan.stations}
 
+    @property
+    def _pods(self) -> Mapping[str, PodRecord]:
+        record = self._ledger.read()
+        return {} if record is None else {pod.name: pod for pod in record.pods}
+
     def _ask_counts(self) -> dict[str, Any] | None:
+        if self._relay.pid is None or not self._socket.exists():  # or it is about to listen
+            return None
         try:
-            return ask(self._socket, {}) if self._relay.pid is not None else None
+            return ask(self._socket, {})
         except LabError:
             if self._relay.pid is None:  # it has ended meanwhile
                 return None
@@ -178,18 +197,13 @@ class Links:
         links = {pair: links[pair] for pair in sorted(links) if links[pair].cut or links[pair].faults}
         before = bridge.read(self._underlay)
         was_cut, was_relayed = set(before[bridge.CUT]), set(before[bridge.RELAYED])
-        cut = {pair for pair, link in links.items() if link.cut}
-        relayed = links.keys() - cut
-        content = [
-            {
-                "source": link.source,
-                "target": link.target,
-                "cut": link.cut,
-                "faults": link.faults.to_json(),
-                "seed": link.seed,
-            }
-            for link in links.values()
+        between = {pair: link for pair, link in links.items() if pair[0] in self._stations}
+        cut = {pair for pair, link in between.items() if link.cut}
+        of_pods = [
+            line for line in self._pod_lines(links.keys() - between.keys(), links) if tuple(line["way"]) not in cut
         ]
+        relayed = (between.keys() - cut) | {(line["way"][0], line["way"][1]) for line in of_pods}
+        content = [link.to_json() for link in links.values()]
         write_whole(self._path, json.dumps(content, indent=1))
 
         senders, old_senders = ({source for source, _ in pairs} for pairs in (relayed, was_relayed))
@@ -198,7 +212,8 @@ class Links:
             self._need_relay()
         bridge.add(self._underlay, {bridge.CUT: cut - was_cut, bridge.RELAYED: relayed - was_relayed})
         if self._relay.pid is not None:
-            ask(self._socket, {"lines": [self._line(links[pair]) for pair in sorted(relayed)], "cut": sorted(cut)})
+            lines = [self._line(links.get(pair, Link(*pair))) for pair in sorted(relayed)]
+            ask(self._socket, {"lines": lines, "cut": sorted(cut), "pods": of_pods})
         self._set_segments(old_senders - senders, _ANY_SEGMENTS)
         bridge.delete(self._underlay, {bridge.CUT: was_cut - cut, bridge.RELAYED: was_relayed - relayed})
         if not relayed:
@@ -212,6 +227,21 @@ class Links:
             "faults": link.faults.to_json(),
             "seed": link.seed,
         }
+
+    def _pod_lines(self, pairs: Iterable[Pair], links: Mapping[Pair, Link]) -> list[dict[str, Any]]:
+        pods = self._pods
+        return [
+            {
+                "source": source,
+                "target": target,
+                "way": [pods[source].node, pods[target].node],
+                "ends": _ends(pods[source], pods[target]),
+                "faults": (Faults(loss=1.0) if links[source, target].cut else links[source, target].faults).to_json(),
+                "seed": links[source, target].seed,
+            }
+            for source, target in sorted(pairs)
+            if source in pods and target in pods
+        ]
 
     def _need_relay(self) -> None:
         if self._relay.pid is None:
@@ -235,21 +265,42 @@ class Links:
 
     def _pairs(self, left: Group, right: Group, one_way: bool) -> list[Pair]:
         ends = [_names(group) for group in (left, right)]
-        ends = [
-            sorted(self._stations.keys() - other) if group == [REST] else group
+        given = {name for group in ends for name in group if group != [REST]}
+        pods = self._pods
+        places = (
+            {name: pod.node for name, pod in pods.items()} if given & pods.keys() else dict.fromkeys(self._stations)
+        )
+        for name in sorted(given - places.keys()):
+            if pods.keys() >= given - self._stations.keys():
+                raise LabError(f"{name} is no Pod: a link is between two on the underlay, or between two Pods")
+            known = ", ".join([*self._stations, *pods])
+            raise LabError(
+                f"lab {self._ledger.name} has nobody {name!r} on the underlay, and no such Pod (it has: {known})"
+            )
+        groups = [
+            sorted(places.keys() - other) if group == [REST] else group
             for group, other in ((ends[0], ends[1]), (ends[1], ends[0]))
         ]
-        for group in ends:
-            for name in group:
-                if name not in self._stations:
-                    known = ", ".join(self._stations)
-                    raise LabError(f"lab {self._ledger.name} has nobody {name!r} on the underlay (it has: {known})")
-        if both := set(ends[0]) & set(ends[1]):
+        if both := set(groups[0]) & set(groups[1]):
             raise LabError(f"{', '.join(sorted(both))} cannot be at both ends of a link")
-        pairs = {(one, other) for one in ends[0] for other in ends[1]}
+        pairs = {(one, other) for one in groups[0] for other in groups[1]}
+        if places.keys() == pods.keys():
+            near = sorted(pair for pair in pairs if places[pair[0]] == places[pair[1]])
+            if near and [REST] not in ends:
+                one, other = near[0]
+                raise LabError(f"{one} and {other} are both on {places[one]}: no link lies between them")
+            pairs -= set(near)
         return sorted(pairs if one_way else pairs | {(other, one) for one, other in pairs})
 
 
 def _names(group: Group) -> list[str]:
     names = group.split(",") if isinstance(group, str) else group
     return [name.strip() for name in names if name.strip()]
+
+
+def _ends(source: PodRecord, target: PodRecord) -> list[str]:
+    """Return how packets from one Pod to another begin their addresses: source and destination, of one IP version."""
+    pairs = [
+        (ip_address(one).packed, ip_address(other).packed) for one in source.addresses for other in target.addresses
+    ]
+    return sorted((one + other).hex() for one, other in pairs if len(one) == len(other))

@@ -16,7 +16,7 @@ from shim.client import Client, ClientError
 from shim.lab import netns
 from shim.lab.errors import LabError
 from shim.lab.ledger import Ledger
-from shim.lab.plan import CLUSTER_V4, CLUSTER_V6, LabPlan, NodePlan
+from shim.lab.plan import LabPlan, NodePlan
 from shim.lab.service import Service
 
 START_TIMEOUT_S = 60.0
@@ -32,6 +32,8 @@ class LabNode:
         self._lab_plan = lab_plan
         self.router_args = lab_plan.router_args
         """More flags of its router, from its next start on."""
+        self.program: tuple[str, ...] = (sys.executable, "-m", "router")
+        """What runs as its router with `router run …`, from its next start on."""
         self.plan = plan
         self.name = plan.name
         self.netns = plan.netns
@@ -120,6 +122,11 @@ class LabNode:
         self.stop()
         self.start()
 
+    def take_over(self) -> None:
+        """Have another router take the running one's place without losing a packet, and wait until it serves."""
+        self._service.succeed([*self._command(), "--takeover"], START_TIMEOUT_S)
+        self.wait_ready()
+
     def run(self, command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command in the node's namespace; options as for subprocess.run, output is captured text."""
         return netns.run(self.netns_path, command, **options)
@@ -143,9 +150,9 @@ class LabNode:
             settings |= {"--etcd": self._lab_plan.store_url, "--etcd-ttl-s": self._lab_plan.etcd_ttl_s}
         else:
             settings["--subnets"] = self.subnets_path
-        command = [sys.executable, "-m", "router", "router", "run"]
-        for network in (CLUSTER_V4, CLUSTER_V6):
-            command += ["--network", str(network)]
+        command = [*self.program, "router", "run"]
+        for network in self._lab_plan.networks:
+            command += ["--network", network]
         for flag, value in settings.items():
             command += [flag, str(value)]
         return [*command, *self.router_args]

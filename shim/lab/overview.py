@@ -17,16 +17,19 @@ from rich.table import Table
 from rich.text import Text
 
 from shim.lab.ledger import LabRecord, Ledger
-from shim.lab.links import Links, LinksState
-from shim.lab.plan import CLUSTER_V4, CLUSTER_V6, LabPlan, NodePlan
+from shim.lab.links import Link, Links, LinksState
+from shim.lab.plan import LabPlan, NodePlan
+from shim.lab.relay.switch import Pair
 from shim.lab.store import LabStore
 
 _UNWRAPPED_WIDTH = 130
 _ASK_TIMEOUT_S = 2.0
+_SHOWN_LINKS = 8
 _COUNTS = {
     "frames": "frames",
     "passed": "passed",
     "lost": "lost",
+    "too big": "swallowed",
     "queue full": "overflowed",
     "delayed": "delayed",
     "reordered": "reordered",
@@ -66,6 +69,7 @@ def describe(ledger: Ledger) -> dict[str, Any]:
             for node in record.plan.nodes
         ],
         "store": _store(ledger, record.plan),
+        "links": [link.to_json() for link in Links(ledger, record.plan).read().values()],
         "pods": [
             {"name": pod.name, "node": pod.node, "netns": pod.netns, "addresses": list(pod.addresses)}
             for pod in record.pods
@@ -102,14 +106,30 @@ def picture(ledger: Ledger, record: LabRecord) -> RenderableType:
         boxes.append(_store_box(_store(ledger, plan)))
     if plan.with_outside:
         boxes.append(Panel(f"eth0 {plan.gateway[0].ip}\n     {plan.gateway[1].ip}", title="outside", box=ROUNDED))
-    wrong = Links(ledger, plan).read().values()
-    cut, impaired = sum(link.cut for link in wrong), sum(not link.cut for link in wrong)
+    wrong = Links(ledger, plan).read()
+    cut, impaired = sum(link.cut for link in wrong.values()), sum(not link.cut for link in wrong.values())
     links = f" · [red]{cut} links cut, {impaired} impaired[/] (podwire lab links)" if wrong else ""
     return Group(
-        Text.from_markup(f"[bold]lab {escape(plan.name)}[/]{state} · cluster {CLUSTER_V4} {CLUSTER_V6}{links}"),
+        Text.from_markup(f"[bold]lab {escape(plan.name)}[/]{state} · cluster {' '.join(plan.networks)}{links}"),
         Columns(boxes, padding=(0, 1)),
         Rule(f"underlay · bridge br0 · IPv{plan.underlay_family} · MTU {plan.underlay_mtu_bytes}", characters="═"),
+        *([Text(f"{text}: {', '.join(pairs)}", "red") for text, pairs in _faults(wrong).items()]),
     )
+
+
+def _faults(wrong: Mapping[Pair, Link]) -> dict[str, list[str]]:
+    """Return what is wrong, and with which links: each once, with an arrow where only one direction is meant."""
+    found: dict[str, list[str]] = {}
+    for (source, target), link in wrong.items():
+        text = "cut" if link.cut else str(link.faults)
+        back = wrong.get((target, source))
+        both = back is not None and (back.cut, back.faults) == (link.cut, link.faults)
+        if not both or source < target:
+            found.setdefault(text, []).append(f"{source} {'↔' if both else '→'} {target}")
+    return {
+        text: pairs if len(pairs) <= _SHOWN_LINKS else [*pairs[:_SHOWN_LINKS], f"and {len(pairs) - _SHOWN_LINKS} more"]
+        for text, pairs in found.items()
+    }
 
 
 def links_table(state: LinksState) -> RenderableType:

@@ -95,6 +95,8 @@ class LabPlan:
     """How long a lease outlives its router."""
     members: tuple[int, ...] = ()
     """Numbers of the nodes there are; empty: 1 to node_count, as at the start."""
+    networks: tuple[str, ...] = (str(CLUSTER_V4), str(CLUSTER_V6))
+    """The cluster ranges; others than these only where subnets are leased."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -105,6 +107,8 @@ class LabPlan:
             raise LabError(f"nodes are numbered 1 to {MAX_NODES}, not {self.members}")
         if self.store not in STORES:
             raise LabError(f"the store is one of {', '.join(STORES)}, not {self.store!r}")
+        if self.networks != (str(CLUSTER_V4), str(CLUSTER_V6)) and self.store == "file":
+            raise LabError(f"with its subnets in a file, the ranges of a lab are {CLUSTER_V4} and {CLUSTER_V6}")
         if not MIN_TTL_S <= self.etcd_ttl_s <= MAX_TTL_S:
             raise LabError(f"etcd_ttl_s is {MIN_TTL_S} to {MAX_TTL_S} s, not {self.etcd_ttl_s}")
         if not 0 <= self.pods_per_node <= MAX_PODS_PER_NODE:

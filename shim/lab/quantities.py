@@ -1,4 +1,4 @@
-"""Amounts as people type them: 5%, 20ms, 50mbit; as types for click."""
+"""Amounts as people type them: 5%, 20ms, 50mbit, 1400; as types for click."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zµ%]*)", re.IGNORECASE)
 _FRACTION = {"%": 0.01, "": 1.0}
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
+_BYTES = {"": 1.0, "b": 1.0}
 _BITS_PER_S = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
 
@@ -26,6 +27,11 @@ def seconds(typed: str | float) -> float:
 def bits_per_s(typed: str | float) -> float:
     """Read 50mbit."""
     return _read(typed, _BITS_PER_S, "50mbit")
+
+
+def whole_bytes(typed: str | float) -> float:
+    """Read 1400."""
+    return _read(typed, _BYTES, "1400")
 
 
 def _read(typed: str | float, units: Mapping[str, float], example: str) -> float:

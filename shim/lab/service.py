@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,20 +47,31 @@ class Service:
             raise LabError(f"{self.what} runs already")
         self._reap()
         self.directory.mkdir(parents=True, exist_ok=True)
-        with self.log_path.open("a") as log:
-            self._child = netns.popen(
-                self._netns_path,
-                command,
-                # So that `-m router` is the code this lab is part of, installed or not.
-                cwd=Path(__file__).parents[2],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._child = self._popen(command)
         # A crash before this line leaves a process that only its namespace betrays: `down` looks there too.
-        if found := ProcessId.of(self._child.pid):
-            write_whole(self._pid_path, str(found))
+        self._write_pid(self._child)
+
+    def succeed(self, command: Sequence[str], timeout_s: float) -> None:
+        """Start another one beside it, and have that in its place once the first has ended by itself.
+
+        LabError when the other one ends instead, or both run when the time is over; then the first is as before.
+        """
+        first, first_child = read_process(self._pid_path), self._child
+        if first is None or self.pid is None:
+            raise LabError(f"{self.what} does not run: there is nothing to succeed to")
+        other = self._popen(command)
+        deadline_s = time.monotonic() + timeout_s
+        while first.alive:
+            if other.poll() is not None or time.monotonic() > deadline_s:
+                other.kill()
+                other.wait(timeout=_REAP_TIMEOUT_S)
+                raise LabError(f"{self.what} was not succeeded: {self.log_tail()}")
+            if first_child is not None:
+                first_child.poll()  # a zombie's status is ours to collect
+            time.sleep(0.01)
+        self._reap()
+        self._child = other
+        self._write_pid(other)
 
     def end(self, grace_s: float) -> bool:
         """End it, stopped ones too; return whether it had to be killed though it had time to end by itself."""
@@ -83,6 +95,23 @@ class Service:
         except FileNotFoundError:
             lines = []
         return " | ".join(line.strip() for line in lines[-_LOG_TAIL_LINES:] if line.strip()) or "it said nothing"
+
+    def _popen(self, command: Sequence[str]) -> subprocess.Popen[str]:
+        with self.log_path.open("a") as log:
+            return netns.popen(
+                self._netns_path,
+                command,
+                # So that `-m router` is the code this lab is part of, installed or not.
+                cwd=Path(__file__).parents[2],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _write_pid(self, child: subprocess.Popen[str]) -> None:
+        if found := ProcessId.of(child.pid):
+            write_whole(self._pid_path, str(found))
 
     def _reap(self) -> None:
         """Collect the exit status of one that this program started and that has ended."""

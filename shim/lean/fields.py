@@ -78,6 +78,7 @@ MESSAGES: dict[str, dict[int, tuple[str, str, bool]]] = {
         20: ("peers_unreachable", "uint", False),
         21: ("unreachable", "string", True),
         22: ("source", "SubnetSource", False),
+        23: ("confinement", "string", False),
     },
     "AttachmentKey": {
         1: ("sandbox_id", "string", False),

@@ -89,10 +89,10 @@ class CaptureChunk:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """What was seen of a flow since it was last told of."""
+    """What was seen of a flow since it was last told of; without flow and source: the rest."""
 
-    flow: FiveTuple
-    source: Party
+    flow: FiveTuple | None
+    source: Party | None
     target: Party | None
     verdict: str
     reason: str

@@ -32,6 +32,10 @@ def find(sources: Sequence[Source], used: Collection[str], grace_s: float) -> li
     return [str(DIRECTORY / name) for name in candidates if _is_empty(DIRECTORY / name)]
 
 
+_A_NAMESPACE = Path("/proc/self/ns/net")
+"""On the file system of all namespaces (fs/nsfs.c)."""
+
+
 def is_inhabited(netns_path: Path) -> bool:
     """Tell whether a process lives in a namespace."""
     try:
@@ -67,9 +71,14 @@ def _is_empty(path: Path) -> bool:
     """Tell whether nothing is in it. Devices that the kernel puts into every namespace are down."""
     if is_inhabited(path):
         return False
+    try:
+        if path.stat().st_dev != _A_NAMESPACE.stat().st_dev:  # only a name: its runtime died before there was more
+            return True
+    except OSError:
+        return False
     done = subprocess.run(
         ["ip", "-netns", path.name, "-json", "link"], capture_output=True, text=True, timeout=30, check=False
     )
-    if done.returncode:  # a name without a namespace: its runtime died between the two
-        return True
+    if done.returncode:  # what cannot be looked at is not for us to remove
+        return False
     return not any("UP" in link["flags"] and "LOOPBACK" not in link["flags"] for link in json.loads(done.stdout))

@@ -143,7 +143,7 @@ def _from_list(client: Client, file: str, owner: str, grace_s: float) -> list[st
         if not isinstance(listed, list):
             raise TypeError("no list")  # an empty object would release everything
         live = [AttachmentKey(each["containerID"], each["ifname"]) for each in listed]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         what = 'a list of {"containerID": …, "ifname": …}'
         raise Failure(f"{file} is not {what}, and nothing is released: {type(error).__name__}: {error}") from None
     return [str(key) for key in client.sync(live, owner=owner, as_of_ns=as_of_ns)]

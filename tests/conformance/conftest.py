@@ -25,6 +25,8 @@ _HERE = Path(__file__).parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="fewer Pods and kills in the churn")
+    parser.addoption("--write-faults", action="store_true", help="make docs/faults.md of the answers")
+    parser.addoption("--write-screenshots", action="store_true", help="make the pictures of docs/web.md")
     parser.addoption("--seed", type=int, default=None, help="seed of the churn; printed when it starts")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 DIRECTORY = Path(__file__).resolve().parents[2] / "build" / "conformance"
 STOCK_PLUGINS = Path("/usr/lib/cni")
 DRIVER = DIRECTORY / "libcni-driver"
+PROMTOOL = DIRECTORY / "promtool"
 
 
 class MissingPart(Exception):

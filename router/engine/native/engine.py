@@ -2,6 +2,7 @@
 
     engine.py     attachments and peers get slots; snapshots, verdicts and counts are put into plain numbers and back
     slow_path.py  what the threads cannot finish alone: ICMP errors, path MTUs, what the daemon is to be told
+    seen.py       what the threads tell of single packets: drops and sightings, their parties by name
     src/          the threads themselves, in Rust; scripts/build-native.sh makes `_core` of them
 
 A thread that meets a bug begins afresh with the fds it was lent: what was in its batch is counted as ENGINE_FAILED.
@@ -12,11 +13,22 @@ from __future__ import annotations
 import itertools
 import socket
 import threading
+from collections.abc import Mapping
 
-from router.engine.interface import EngineCounters, EngineSettings, Host, Snapshot, Source
+from router.engine.interface import (
+    DroppedFlow,
+    EngineCounters,
+    EngineSettings,
+    Host,
+    Sighting,
+    Snapshot,
+    Source,
+    Tap,
+)
 from router.engine.native import _core
+from router.engine.native.seen import REASONS, Holders, dropped_flow, sighting, tap_row
 from router.engine.native.slots import PeerId, Slots
-from router.engine.native.slow_path import REASONS, SlowPath
+from router.engine.native.slow_path import SlowPath
 from router.model import (
     NODE_KEY,
     Attachment,
@@ -62,6 +74,7 @@ class NativeEngine:
         self._peers: Slots[PeerId] = Slots()
         self._hops: dict[PeerId, NextHop] = {}
         """What the snapshot in force says of them."""
+        self._holders = Holders(self._core)
         self._serials = itertools.count(1)
         self._slow_path = SlowPath(self._core, settings, host, self._ports, self._peers)
         self._set_routes(snapshot)
@@ -115,6 +128,7 @@ class NativeEngine:
             try:
                 serial = self._core.attach(
                     slot,
+                    self._holders.came(key),
                     fd,
                     [interface.ip.packed for interface in attachment.addresses],
                     key == NODE_KEY,
@@ -124,6 +138,7 @@ class NativeEngine:
                 )
             except BaseException:
                 self._ports.remove(key)
+                self._holders.left(key)
                 raise
             self._ports.mark(key, serial)
 
@@ -132,6 +147,7 @@ class NativeEngine:
         with self._changing:
             tally = _tally(self._core.detach(self._ports.slot(key)))
             self._ports.remove(key)
+            self._holders.left(key)
             return tally
 
     # Decisions
@@ -188,7 +204,7 @@ class NativeEngine:
     def counters(self) -> EngineCounters:
         """Return everything counted so far, each thread between two batches."""
         with self._changing:
-            ports, peers, strangers, gone, suppressed, restarts, socket_drops = self._core.counters()
+            ports, peers, strangers, gone, suppressed, restarts, socket_drops, batches = self._core.counters()
             return EngineCounters(
                 attachments={key: _tally(ports[self._ports.slot(key)]) for key in self._ports},
                 peers={peer.endpoint: _tally(peers[self._peers.slot(peer)]) for peer in self._peers},
@@ -197,7 +213,41 @@ class NativeEngine:
                 icmp_suppressed=suppressed,
                 socket_drops=socket_drops,
                 restarts=restarts,
+                batches=tuple(batches),
             )
+
+    # What became of packets
+
+    def drops(self) -> tuple[DroppedFlow, ...]:
+        """Return what was dropped lately, newest first."""
+        with self._changing:
+            return tuple(dropped_flow(row, self._holders) for row in self._core.drops())
+
+    def watch(self, taps: tuple[Tap, ...]) -> None:
+        """See packets by these taps from now on, by no others."""
+        with self._changing:
+            self._core.watch([tap_row(tap, self._place(tap.party)) for tap in taps])
+
+    def _place(self, party: Source | None) -> tuple[int, int, int] | None:
+        """Return kind, slot and serial of who is there now: another that gets the slot later is not meant."""
+        if isinstance(party, AttachmentKey):
+            found = self._ports.find(party)
+            return None if found is None else (_PORT, *found)
+        try:
+            return None if party is None else (_PEER, *self._peers.where(self._peer(party)))
+        except KeyError:
+            return None
+
+    def sightings(self, timeout_s: float) -> tuple[tuple[Sighting, ...], Mapping[int, int]]:
+        """Return what was seen since the last call, and how many were lost by tap."""
+        with self._changing:
+            self._holders.read(True)
+        try:
+            rows, lost = self._core.sightings(timeout_s)
+            return tuple(sighting(row, self._holders) for row in rows), dict(lost)
+        finally:
+            with self._changing:
+                self._holders.read(False)
 
 
 def _rate(limit: Limit | None) -> tuple[int, int] | None:

@@ -52,6 +52,10 @@ class Slots(Generic[T]):
         """Return the slot; KeyError if there is none."""
         return self._slots[holder][0]
 
+    def where(self, holder: T) -> tuple[int, int]:
+        """Return slot and serial; KeyError if there is none."""
+        return self._slots[holder]
+
     def find(self, holder: T) -> tuple[int, int] | None:
         """Return slot and serial, or None."""
         return self._slots.get(holder)

@@ -2,7 +2,7 @@
 
 refused packet     → ICMP error, if the RFCs ask for one → back to the thread, which sends it and counts it
 path too small     → the kernel's path MTU → every thread
-answer to a probe  → the daemon, as are a device, an offload or a thread that failed
+answer to a probe  → the daemon, as are a question, a device, an offload or a thread that failed
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from typing import Any
 
 from router.engine.interface import EngineSettings, Host
 from router.engine.native import _core
+from router.engine.native.seen import REASONS
 from router.engine.native.slots import PeerId, Slots
-from router.model import Address, AttachmentKey, DropReason
+from router.model import Address, AttachmentKey
 from router.wire.icmp import make_error
-
-REASONS = tuple(DropReason(name) for name in _core.DROP_REASONS)
-"""By the numbers that the threads call them."""
 
 _WAIT_S = 3600.0
 """Nothing depends on it: what comes ends the wait, and so does `stop`."""
@@ -97,6 +95,11 @@ class SlowPath:
         peer = self._peers.known(slot, serial)
         if peer is not None:
             self._host.probe_answered(peer.endpoint, answer, received_ns)
+
+    def _question(self, slot: int, serial: int, datagram: bytes, received_ns: int) -> None:
+        peer = self._peers.known(slot, serial)
+        if peer is not None:
+            self._host.question_came(peer.endpoint, datagram, received_ns)
 
     def _lost(self, slot: int, serial: int, errno: int) -> None:
         key = self._ports.known(slot, serial)

@@ -62,7 +62,7 @@ class SubnetSource(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., where: _Optional[str] = ..., connected: _Optional[bool] = ..., confirmed_age_s: _Optional[float] = ..., error: _Optional[str] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ...) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("node", "engine", "version", "started_at_s", "networks", "subnets", "node_addresses", "endpoint", "mtu_bytes", "vni", "offloads", "notes", "attachments", "peers", "table_version", "table_age_s", "free_addresses", "resident_bytes", "table_error", "peers_unreachable", "unreachable", "source")
+    __slots__ = ("node", "engine", "version", "started_at_s", "networks", "subnets", "node_addresses", "endpoint", "mtu_bytes", "vni", "offloads", "notes", "attachments", "peers", "table_version", "table_age_s", "free_addresses", "resident_bytes", "table_error", "peers_unreachable", "unreachable", "source", "confinement")
     NODE_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +85,7 @@ class Status(_message.Message):
     PEERS_UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
     UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    CONFINEMENT_FIELD_NUMBER: _ClassVar[int]
     node: str
     engine: str
     version: str
@@ -107,4 +108,5 @@ class Status(_message.Message):
     peers_unreachable: int
     unreachable: _containers.RepeatedScalarFieldContainer[str]
     source: SubnetSource
-    def __init__(self, node: _Optional[str] = ..., engine: _Optional[str] = ..., version: _Optional[str] = ..., started_at_s: _Optional[float] = ..., networks: _Optional[_Iterable[str]] = ..., subnets: _Optional[_Iterable[str]] = ..., node_addresses: _Optional[_Iterable[str]] = ..., endpoint: _Optional[_Union[_subnets_pb2.Endpoint, _Mapping]] = ..., mtu_bytes: _Optional[int] = ..., vni: _Optional[int] = ..., offloads: _Optional[_Union[Offloads, _Mapping]] = ..., notes: _Optional[_Iterable[str]] = ..., attachments: _Optional[int] = ..., peers: _Optional[int] = ..., table_version: _Optional[int] = ..., table_age_s: _Optional[float] = ..., free_addresses: _Optional[_Iterable[_Union[FreeAddresses, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., table_error: _Optional[str] = ..., peers_unreachable: _Optional[int] = ..., unreachable: _Optional[_Iterable[str]] = ..., source: _Optional[_Union[SubnetSource, _Mapping]] = ...) -> None: ...
+    confinement: str
+    def __init__(self, node: _Optional[str] = ..., engine: _Optional[str] = ..., version: _Optional[str] = ..., started_at_s: _Optional[float] = ..., networks: _Optional[_Iterable[str]] = ..., subnets: _Optional[_Iterable[str]] = ..., node_addresses: _Optional[_Iterable[str]] = ..., endpoint: _Optional[_Union[_subnets_pb2.Endpoint, _Mapping]] = ..., mtu_bytes: _Optional[int] = ..., vni: _Optional[int] = ..., offloads: _Optional[_Union[Offloads, _Mapping]] = ..., notes: _Optional[_Iterable[str]] = ..., attachments: _Optional[int] = ..., peers: _Optional[int] = ..., table_version: _Optional[int] = ..., table_age_s: _Optional[float] = ..., free_addresses: _Optional[_Iterable[_Union[FreeAddresses, _Mapping]]] = ..., resident_bytes: _Optional[int] = ..., table_error: _Optional[str] = ..., peers_unreachable: _Optional[int] = ..., unreachable: _Optional[_Iterable[str]] = ..., source: _Optional[_Union[SubnetSource, _Mapping]] = ..., confinement: _Optional[str] = ...) -> None: ...

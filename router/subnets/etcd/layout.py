@@ -205,8 +205,9 @@ class _Value:
             raise self.wrong("it is no JSON object")
 
     def wrong(self, what: str) -> Refusal:
-        """Return a refusal of the key that this stands under."""
-        return Refusal(Kind.INVALID, f"etcd key {self._stored.key}: {what}; delete it unless a router still needs it")
+        """Return a refusal of the key that this stands under; whoever may write there chooses what it is called."""
+        key = self._stored.key if self._stored.key.isprintable() else ascii(self._stored.key)
+        return Refusal(Kind.INVALID, f"etcd key {key}: {what}; delete it unless a router still needs it")
 
     def text(self, name: str) -> str:
         """Return a short printable text."""

@@ -119,7 +119,7 @@ class NodeApi:
                     raise ValueError("no list of Nodes")  # noqa: TRY004 - wrong bytes, not wrong code
                 version = version_of(document)
                 token = document["metadata"].get("continue")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise self._trouble(f"its answer cannot be understood: {error}") from None
             yield document["items"], version
             if not token:
@@ -216,7 +216,7 @@ class NodeApi:
             kind, item = event["type"], event["object"]
             if kind == "ERROR":
                 code, message = int(item["code"]), str(item.get("message", ""))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise self._trouble("an event cannot be understood") from None
         if kind == "ERROR":
             raise self._said(code, message)

@@ -11,6 +11,8 @@ from shim.lab.errors import LabError
 
 MAX_DELAY_S = 60.0
 MAX_RATE_BITS_PER_S = 10**12
+MIN_HOLE_BYTES, MAX_HOLE_BYTES = 68, 65535
+"""Every IPv4 link carries the smaller (RFC 791 section 3.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class Faults:
     duplicate: float = 0.0
     rate_bits_per_s: int = 0
     """Of Ethernet frames, without preamble and FCS; 0: as fast as it goes."""
+    mtu_hole_bytes: int = 0
+    """Largest IP packet that passes, as it is on the wire; larger ones vanish and nobody is told. 0: all pass."""
 
     def __post_init__(self) -> None:
         for name in ("loss", "reorder", "duplicate"):
@@ -41,6 +45,11 @@ class Faults:
             raise LabError("reorder needs a delay: a reordered frame overtakes those that wait")
         if not 0 <= self.rate_bits_per_s <= MAX_RATE_BITS_PER_S:
             raise LabError(f"rate is 0 to {MAX_RATE_BITS_PER_S} bit/s, not {self.rate_bits_per_s}")
+        if self.mtu_hole_bytes and not MIN_HOLE_BYTES <= self.mtu_hole_bytes <= MAX_HOLE_BYTES:
+            raise LabError(
+                f"an MTU hole begins above {MIN_HOLE_BYTES} to {MAX_HOLE_BYTES} bytes (0: nowhere), "
+                f"not {self.mtu_hole_bytes}"
+            )
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) for field in fields(self))
@@ -69,6 +78,8 @@ def _words(faults: Faults) -> list[str]:
         words.append(f"delay {faults.delay_s * 1000:g}{jitter} ms")
     if faults.rate_bits_per_s:
         words.append(f"rate {rate_text(faults.rate_bits_per_s)}")
+    if faults.mtu_hole_bytes:
+        words.append(f"MTU hole above {faults.mtu_hole_bytes}")
     return words
 
 

@@ -11,19 +11,26 @@ QUEUE_S = 0.1
 """Before a rate limit: as much as goes out in that time …"""
 MIN_QUEUE_BYTES = 16 * 1514
 """… and no less than some full frames. What comes when it is full is dropped."""
+ETHERNET_BYTES = 14
+"""Header of a frame, which an MTU does not count."""
 MOST_HELD_BYTES = 64 << 20
 """Of frames that are under way."""
 
 
 @dataclass(slots=True)
 class LineCounts:
-    """What became of frames: frames + duplicated = passed + lost + overflowed + refused + those under way."""
+    """What became of frames.
+
+    frames + duplicated = passed + lost + swallowed + overflowed + refused + those under way.
+    """
 
     frames: int = 0
     passed: int = 0
     passed_bytes: int = 0
     lost: int = 0
     """By the loss asked for."""
+    swallowed: int = 0
+    """By an MTU hole."""
     overflowed: int = 0
     """Dropped by a full queue before the rate limit, or as too much was under way."""
     delayed: int = 0
@@ -55,6 +62,9 @@ class Line:
         """Return when this frame, which comes now, is due at the other end: never, once or twice. `now_s` never falls."""
         faults, counts, chance = self.faults, self.counts, self._random.random
         counts.frames += 1
+        if faults.mtu_hole_bytes and size_bytes - ETHERNET_BYTES > faults.mtu_hole_bytes:
+            counts.swallowed += 1
+            return []
         if faults.loss and chance() < faults.loss:
             counts.lost += 1
             return []

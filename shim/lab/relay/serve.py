@@ -2,7 +2,8 @@
 
 A request is a line of JSON, and so is its answer:
 
-    {"lines": [{"source": "n1", "target": "n2", "mac": "02…", "faults": {…}, "seed": 0}, …], "cut": [["n1", "n3"], …]}
+    {"lines": [{"source": "n1", "target": "n2", "mac": "02…", "faults": {…}, "seed": 0}, …], "cut": [["n1", "n3"], …],
+     "pods": [{"source": "n1p1", "target": "n2p1", "way": ["n1", "n2"], "ends": ["0a2a…", …], "faults": {…}, "seed": 0}, …]}
     {}                                                          only ask
     → {"error": "", "lines": [{"source": …, "target": …, "counts": {…}}, …], "missed": {"n1": 0, …}}
 """
@@ -22,7 +23,7 @@ from typing import Any
 from shim.lab.errors import LabError
 from shim.lab.relay.faults import Faults
 from shim.lab.relay.port import HEADER_BYTES, Port
-from shim.lab.relay.switch import LinePlan, Switch
+from shim.lab.relay.switch import LinePlan, PodLinePlan, Switch
 
 _BATCH = 32
 """Frames taken from one port before it is looked at what is due."""
@@ -34,7 +35,7 @@ class Relay:
 
     def __init__(self, path: Path) -> None:
         """Listen for requests at this path."""
-        self._switch = Switch()
+        self._switch = Switch(frame_at=HEADER_BYTES)
         self._ports: dict[str, Port] = {}
         self._asking: dict[socket.socket, bytes] = {}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -92,7 +93,7 @@ class Relay:
             asked = json.loads(request)
             if "lines" in asked:
                 self._set_lines(asked)
-        except (OSError, LabError, ValueError, KeyError, TypeError) as failure:
+        except (OSError, LabError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as failure:
             error = str(failure) or type(failure).__name__
         return {
             "error": error,
@@ -114,11 +115,22 @@ class Relay:
             )
             for each in request["lines"]
         ]
+        pods = [
+            PodLinePlan(
+                each["source"],
+                each["target"],
+                (each["way"][0], each["way"][1]),
+                frozenset(map(bytes.fromhex, each["ends"])),
+                Faults.from_json(each["faults"]),
+                each["seed"],
+            )
+            for each in request.get("pods", ())
+        ]
         names = {port for plan in plans for port in plan.pair}
         opened = {name: self._open(name) for name in sorted(names - self._ports.keys())}
         self._ports |= opened
         cut = {(source, target) for source, target in request["cut"]}
-        for (_, target), frame in self._switch.set_lines(plans, cut):
+        for (_, target), frame in self._switch.set_lines(plans, cut, pods):
             self._ports[target].send(frame)
         for name in self._ports.keys() - names:
             self._ports.pop(name).close()

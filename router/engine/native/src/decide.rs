@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::model::{DropReason, Origin, Slot, Way};
+use crate::model::{DropReason, Named, Origin, Slot, Way};
 use crate::view::{Holders, Holding, Leads, Peer, Port, Routes};
 use crate::wire::packet::{Addresses, IpHeader};
 
@@ -27,6 +27,24 @@ impl Place {
 
     pub fn peer(&self, slot: Slot) -> Option<&Arc<Peer>> {
         self.peers.get(slot).and_then(Option::as_ref)
+    }
+
+    /// Return what tells the holder of a slot from others that had it.
+    pub fn serial(&self, origin: Origin) -> Option<u64> {
+        match origin {
+            Origin::Port(slot) => self.port(slot).map(|port| port.serial),
+            Origin::Peer(slot) => self.peer(slot).map(|peer| peer.serial),
+            Origin::Router => None,
+        }
+    }
+
+    /// Return a name that stays; None for the router itself, and for who is not there.
+    pub fn named(&self, origin: Origin) -> Option<Named> {
+        match origin {
+            Origin::Port(slot) => self.port(slot).map(|port| Named::Port(port.number)),
+            Origin::Peer(slot) => self.peer(slot).map(|peer| Named::Endpoint(peer.endpoint)),
+            Origin::Router => None,
+        }
     }
 
     /// Return the slots of peers that are another's or nobody's in `next`.

@@ -18,6 +18,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::decide::transit;
 use crate::exceptions::{Exception, Party};
+use crate::fates::Handed;
 use crate::forwarder::{BATCH_BYTES, Forwarder, Settings};
 use crate::kernel::{EAGAIN, EINTR, Kernel};
 use crate::model::{DropReason, Origin, Slot, Way};
@@ -64,6 +65,21 @@ struct Frame {
 }
 
 impl Frame {
+    /// How long one of its packets is on the wire.
+    fn wire_bytes(&self) -> usize {
+        let packet_bytes = self.end - self.at - HEADER;
+        match &self.shape {
+            None => packet_bytes,
+            Some(shape) => packet_bytes.min(shape.header_bytes + usize::from(self.vnet.gso_size)),
+        }
+    }
+
+    /// Whose it is, and where it goes; `aged` once a hop was taken from it.
+    fn handed<'a>(&self, source: Slot, meant: Way, buffer: &'a [u8], aged: bool, mark: usize) -> Handed<'a> {
+        let (source, packet) = (Origin::Port(source), &buffer[self.at + HEADER..self.end]);
+        Handed { source, meant, packet, aged, packet_bytes: self.wire_bytes(), packets: self.packets, mark }
+    }
+
     fn partial(&self) -> Option<(u16, u16)> {
         (self.vnet.flags & NEEDS_CSUM != 0).then_some((self.vnet.csum_start, self.vnet.csum_offset))
     }
@@ -78,6 +94,7 @@ impl<K: Kernel> Forwarder<K> {
         let Some(mut space) = self.egress.take() else { return 0 };
         let reads = self.drain(slot, &port, &mut space, most, most_bytes.min(BATCH_BYTES));
         self.egress = Some(space);
+        self.end_batch(reads);
         reads
     }
 
@@ -108,6 +125,7 @@ impl<K: Kernel> Forwarder<K> {
             };
             reads += 1;
             read_bytes += size;
+            self.tick();
             let frame = read_frame(&space.buffer, at, size);
             let tally = self.tally(source);
             tally.received_frames += 1;
@@ -117,7 +135,10 @@ impl<K: Kernel> Forwarder<K> {
                 panic!("asked for by a test");
             }
             let Some(frame) = frame else {
-                self.tally(source).drop(DropReason::Malformed, 1);
+                let packet = space.buffer.get(at + HEADER..at + FRAME_AT + size).unwrap_or(&[]);
+                let (meant, packet_bytes, mark) = (Way::Drop(DropReason::Malformed), packet.len(), self.mark());
+                let handed = Handed { source, meant, packet, aged: false, packet_bytes, packets: 1, mark };
+                self.drop(&handed, DropReason::Malformed);
                 continue;
             };
             let way = self.way(frame.header.addresses, source);
@@ -130,26 +151,21 @@ impl<K: Kernel> Forwarder<K> {
 
     /// Send one frame on its way; return where the next may be read.
     fn forward_out(&mut self, slot: Slot, port: &Port, space: &mut EgressSpace, frame: &Frame, way: Way) -> usize {
-        let source = Origin::Port(slot);
-        let (at, packet_at) = (frame.at, frame.at + HEADER);
-        let packet_bytes = frame.end - packet_at;
-        let wire_bytes = match &frame.shape {
-            None => packet_bytes,
-            Some(shape) => packet_bytes.min(shape.header_bytes + usize::from(frame.vnet.gso_size)),
-        };
+        let (at, packet_at, wire_bytes) = (frame.at, frame.at + HEADER, frame.wire_bytes());
+        let handed = frame.handed(slot, way, &space.buffer, false, self.mark());
         let (limit_bytes, to_node, peer) = match way {
             Way::Drop(reason) => {
-                self.tally(source).drop(reason, frame.packets);
+                self.drop(&handed, reason);
                 return at;
             }
             Way::Reject(reason) => {
-                self.refuse(source, &space.buffer[packet_at..frame.end], reason, frame.packets, 0, None);
+                self.refuse(&handed, reason, 0);
                 return at;
             }
             Way::Local(to) => match self.place.port(to) {
                 Some(to) => (to.mtu_bytes, to.is_node, None),
                 None => {
-                    self.tally(source).drop(DropReason::NoAttachment, frame.packets);
+                    self.drop(&handed, DropReason::NoAttachment);
                     return at;
                 }
             },
@@ -161,14 +177,14 @@ impl<K: Kernel> Forwarder<K> {
                     (to.mtu_bytes(), false, Some(to))
                 }
                 None => {
-                    self.tally(source).drop(DropReason::NoRoute, frame.packets);
+                    self.drop(&handed, DropReason::NoRoute);
                     return at;
                 }
             },
         };
         let hop = !(port.is_node || to_node);
         if let Err(reason) = transit(&frame.header, wire_bytes, limit_bytes, hop) {
-            self.refuse(source, &space.buffer[packet_at..frame.end], reason, frame.packets, limit_bytes, None);
+            self.refuse(&handed, reason, limit_bytes);
             return at;
         }
         if hop {
@@ -176,34 +192,29 @@ impl<K: Kernel> Forwarder<K> {
         }
         if wire_bytes > limit_bytes {
             self.flush(slot, space); // what came before leaves before
-            self.cut_out(source, space, frame, way, limit_bytes);
+            self.cut_out(slot, space, frame, way, limit_bytes, hop);
             return at;
         }
         match (way, peer, &frame.shape) {
             (Way::Local(to), ..) => {
                 let whole = [IoSlice::new(&space.buffer[at + FRAME_AT..frame.end])];
-                let outcome = self.write(to, &whole, frame.packets, packet_bytes);
-                self.settle_out(source, outcome, frame.packets, true);
+                let outcome = self.write(to, &whole, frame.packets, frame.end - packet_at);
+                let handed = frame.handed(slot, way, &space.buffer, hop, self.mark());
+                self.settle(&handed, outcome);
+                if outcome.is_ok() {
+                    self.see_after(handed.source, way, frame.packets, &[handed.packet]);
+                }
                 at
             }
             (Way::Tunnel(to), Some(peer), Some(shape)) => {
                 self.flush(slot, space);
+                self.see_before(&frame.handed(slot, way, &space.buffer, hop, self.mark()), way);
                 self.send_super_packet(slot, space, frame, shape, to, &peer);
                 0
             }
-            (Way::Tunnel(to), Some(peer), None) if peer.known.offload => self.join_run(slot, space, frame, to),
-            (Way::Tunnel(to), Some(peer), None) => self.send_plain(slot, space, frame, to, &peer),
+            (Way::Tunnel(to), Some(peer), None) if peer.known.offload => self.join_run(slot, space, frame, to, hop),
+            (Way::Tunnel(to), Some(peer), None) => self.send_plain(slot, space, frame, to, &peer, hop),
             _ => at,
-        }
-    }
-
-    /// Count the fate of packets received before.
-    fn settle_out(&mut self, source: Origin, outcome: Result<(), DropReason>, packets: u64, local: bool) {
-        let tally = self.tally(source);
-        match outcome {
-            Err(reason) => tally.drop(reason, packets),
-            Ok(()) if local => tally.delivered_packets += packets,
-            Ok(()) => tally.tunnelled_packets += packets,
         }
     }
 
@@ -242,40 +253,29 @@ impl<K: Kernel> Forwarder<K> {
         }
     }
 
-    /// Send a train and count its fate; `packet` is what an ICMP error about it would quote.
-    fn send_counted(&mut self, slot: Slot, to: Slot, peer: &Peer, train: &Train, packet: &[u8]) {
-        let encap_bytes = if peer.known.offload { HEADER } else { geneve::BASE_BYTES };
-        let (sent, failure) = self.send_train(to, peer, train);
-        let source = Origin::Port(slot);
-        self.tally(source).tunnelled_packets += sent as u64;
-        let tally = self.tally(Origin::Peer(to));
-        tally.sent_packets += sent as u64;
-        tally.sent_bytes += match failure {
-            None => train.bytes - sent * encap_bytes,
-            Some(_) => sent * (train.step - encap_bytes),
-        } as u64;
-        let lost = (train.packets - sent) as u64;
-        match failure {
-            None => {}
-            Some(DropReason::TooBig) => {
-                // The path has become smaller than we knew.
-                let path = Some(Party { slot: to, serial: peer.serial });
-                self.refuse(source, packet, DropReason::TooBig, lost, peer.mtu_bytes(), path);
-            }
-            Some(reason) => self.tally(source).drop(reason, lost),
-        }
-    }
-
     // Single packets
 
     /// Send one packet as plain Geneve, its checksum finished, to a peer that does not know our option.
-    fn send_plain(&mut self, slot: Slot, space: &mut EgressSpace, frame: &Frame, to: Slot, peer: &Arc<Peer>) -> usize {
+    fn send_plain(
+        &mut self,
+        slot: Slot,
+        space: &mut EgressSpace,
+        frame: &Frame,
+        to: Slot,
+        peer: &Arc<Peer>,
+        hop: bool,
+    ) -> usize {
         let packet_at = frame.at + HEADER;
+        let handed = frame.handed(slot, Way::Tunnel(to), &space.buffer, hop, self.mark());
         if let Some((start, offset)) = frame.partial()
-            && !finish_checksum(&mut space.buffer[packet_at..frame.end], start, offset)
+            && checksum_field(handed.packet, start, offset).is_none()
         {
-            self.tally(Origin::Port(slot)).drop(DropReason::Malformed, 1);
+            self.drop(&handed, DropReason::Malformed);
             return frame.at;
+        }
+        self.see_before(&handed, handed.meant);
+        if let Some((start, offset)) = frame.partial() {
+            finish_checksum(&mut space.buffer[packet_at..frame.end], start, offset);
         }
         let start = packet_at - geneve::BASE_BYTES;
         let header = geneve::encode_plain(self.settings.vni, frame.header.version);
@@ -283,25 +283,28 @@ impl<K: Kernel> Forwarder<K> {
         let datagram = &space.buffer[start..frame.end];
         let train =
             Train { datagrams: Datagrams::Flat(datagram), step: datagram.len(), packets: 1, bytes: datagram.len() };
-        let packet = &space.buffer[packet_at..frame.end];
-        self.send_counted(slot, to, peer, &train, packet);
+        self.send_counted(slot, to, peer, &train, &space.buffer[packet_at..frame.end]);
         frame.at
     }
 
     /// Write the Geneve header before the packet and make it the run's next datagram, or a new run's first.
-    fn join_run(&mut self, slot: Slot, space: &mut EgressSpace, frame: &Frame, to: Slot) -> usize {
+    fn join_run(&mut self, slot: Slot, space: &mut EgressSpace, frame: &Frame, to: Slot, hop: bool) -> usize {
         let (at, end) = (frame.at, frame.end);
         let (mut flags, mut csum_offset, mut csum_start) = (0, 0, 0);
         if let Some((start, offset)) = frame.partial() {
             let field = usize::from(start) + usize::from(offset);
             if usize::from(start) < frame.header.header_bytes || offset > 0xFF || field + 2 > end - at - HEADER {
-                self.tally(Origin::Port(slot)).drop(DropReason::Malformed, 1);
+                self.drop(&frame.handed(slot, Way::Tunnel(to), &space.buffer, hop, self.mark()), DropReason::Malformed);
                 return at;
             }
             (flags, csum_offset, csum_start) = (geneve::PARTIAL_CHECKSUM, offset as u8, start);
         }
         if let Some(run) = space.runs.in_the_way(to, end - at) {
             self.send_run(slot, space, run);
+        }
+        if self.watching.is_some() {
+            let handed = frame.handed(slot, Way::Tunnel(to), &space.buffer, hop, self.mark());
+            self.see_before(&handed, handed.meant);
         }
         let (vni, epoch) = (self.settings.vni, self.place.routes.epoch);
         let header = geneve::encode(vni, frame.header.version, flags, csum_offset, csum_start, 0, epoch);
@@ -333,12 +336,13 @@ impl<K: Kernel> Forwarder<K> {
 
     // Packets larger than the way, which IPv4 lets a router cut
 
-    fn cut_out(&mut self, source: Origin, space: &mut EgressSpace, frame: &Frame, way: Way, mtu_bytes: usize) {
+    fn cut_out(&mut self, slot: Slot, space: &mut EgressSpace, frame: &Frame, way: Way, mtu_bytes: usize, hop: bool) {
         let EgressSpace { buffer, splitter, .. } = space;
-        let packet = &buffer[frame.at + HEADER..frame.end];
+        let handed = frame.handed(slot, way, buffer, hop, self.mark());
+        let (source, packet) = (handed.source, handed.packet);
         let mut outcome = Ok(());
         match &frame.shape {
-            None => outcome = self.forward_in_fragments(packet, frame.partial(), way, mtu_bytes),
+            None => outcome = self.forward_in_fragments(source, packet, frame.partial(), way, mtu_bytes),
             Some(shape) => {
                 let payload_bytes = packet.len() - shape.header_bytes;
                 let mut start = 0;
@@ -346,7 +350,7 @@ impl<K: Kernel> Forwarder<K> {
                     let cut = splitter.cut(packet, &frame.header, &frame.vnet, shape, None, start);
                     for datagram in splitter.flat(&cut).unwrap_or(&[]).chunks(cut.row_bytes) {
                         let inner = &datagram[geneve::BASE_BYTES..];
-                        if let Err(reason) = self.forward_in_fragments(inner, None, way, mtu_bytes) {
+                        if let Err(reason) = self.forward_in_fragments(source, inner, None, way, mtu_bytes) {
                             outcome = Err(reason);
                         }
                     }
@@ -357,7 +361,7 @@ impl<K: Kernel> Forwarder<K> {
                 }
             }
         }
-        self.settle_out(source, outcome, frame.packets, matches!(way, Way::Local(_)));
+        self.settle(&handed, outcome);
     }
 }
 

@@ -1,21 +1,26 @@
 //! The control side: one engine with its threads, and what may be asked of it (router/engine/interface.py).
 
+use std::hash::BuildHasher;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 
+use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 
 use crate::bucket::Bucket;
 use crate::decide::{Place, transit};
+use crate::drops::{DROPS_KEPT, Dropped};
 use crate::exceptions::{Party, SlowPath};
+use crate::fates::BATCH_BOUNDS;
 use crate::forwarder::{Forwarder, Settings};
 use crate::kernel::{Errno, Linux, now_ns, socket_drops};
-use crate::model::{DropReason, Limit, Origin, Slot, Tally, Way};
+use crate::model::{DropReason, Limit, Named, Origin, Slot, Tally, Way};
 use crate::spin::Spinning;
 use crate::table::{Entry, Table};
+use crate::taps::{Sightings, Tap, Watching};
 use crate::view::{Holders, Holding, Known, Leads, Map, Peer, Port, Routes};
 use crate::wire::packet::parse_ip;
 use crate::worker::{Worker, spawn};
@@ -23,6 +28,7 @@ use crate::worker::{Worker, spawn};
 /// An attachment to carry packets of.
 pub struct NewPort {
     pub slot: Slot,
+    pub number: u64,
     pub fd: RawFd,
     pub addresses: Vec<IpAddr>,
     pub is_node: bool,
@@ -62,6 +68,7 @@ pub struct Counters {
     pub suppressed: u64,
     pub restarts: usize,
     pub socket_drops: u32,
+    pub batches: [u64; BATCH_BOUNDS.len()],
 }
 
 struct Control {
@@ -76,6 +83,7 @@ pub struct Engine {
     workers: Vec<Arc<Worker>>,
     control: Mutex<Control>,
     pub slow_path: Arc<SlowPath>,
+    pub sightings: Arc<Sightings>,
     sabotage: Arc<AtomicBool>,
 }
 
@@ -102,7 +110,8 @@ impl Engine {
             inward.watch_socket(socket).map_err(std::io::Error::from_raw_os_error)?;
         }
         let control = Mutex::new(Control { place: Place::default(), serial: 0, threads: Vec::new() });
-        Ok(Engine { settings, socket, workers, control, slow_path, sabotage })
+        let sightings = Arc::new(Sightings::default());
+        Ok(Engine { settings, socket, workers, control, slow_path, sightings, sabotage })
     }
 
     /// Who reads an attachment.
@@ -156,8 +165,15 @@ impl Engine {
 
     /// Take the path to a peer for smaller than it was.
     pub fn lower_mtu(&self, peer: Party, mtu_bytes: usize) {
-        if let Some(known) = self.control.lock().place.peer(peer.slot).filter(|known| known.serial == peer.serial) {
+        let control = self.control.lock();
+        if let Some(known) = control.place.peer(peer.slot).filter(|known| known.serial == peer.serial) {
             known.lower_mtu(mtu_bytes, now_ns());
+            let carries = known.mtu_bytes();
+            for worker in &self.workers {
+                worker.between_batches(|forwarder| {
+                    forwarder.drops.iter_mut().for_each(|drops| drops.amend(peer, carries));
+                });
+            }
         }
     }
 
@@ -176,6 +192,7 @@ impl Engine {
         let serial = control.serial + 1;
         let port = Port {
             serial,
+            number: new.number,
             fd: new.fd,
             addresses: new.addresses.into_iter().map(Holding::from).collect(),
             is_node: new.is_node,
@@ -298,9 +315,56 @@ impl Engine {
                 counters.strangers.add(&forwarder.strangers);
                 counters.gone.add(&forwarder.gone);
                 counters.suppressed += forwarder.suppressed;
+                counters.batches.iter_mut().zip(forwarder.batches).for_each(|(sum, count)| *sum += count);
             });
         }
         counters
+    }
+
+    // What is told of single packets
+
+    /// Return what was dropped lately, of each direction the flows that were dropped last; the newest first.
+    pub fn drops(&self) -> Vec<Dropped> {
+        let mut directions = [Vec::new(), Vec::new()];
+        for worker in &self.workers {
+            worker.between_batches(|forwarder| {
+                for (all, drops) in directions.iter_mut().zip(&forwarder.drops) {
+                    all.extend(drops.newest_first().copied());
+                }
+            });
+        }
+        let newest_first = |drops: &mut Vec<Dropped>| drops.sort_by_key(|one| std::cmp::Reverse(one.last_ns));
+        for all in &mut directions {
+            newest_first(all);
+            all.truncate(DROPS_KEPT);
+        }
+        let mut all = directions.concat();
+        newest_first(&mut all);
+        all
+    }
+
+    /// Return the numbers of attachments that drops and sightings tell of.
+    pub fn told_of(&self) -> Vec<u64> {
+        let mut names: Vec<Named> = self.drops().iter().map(|one| one.cause.source).collect();
+        self.sightings.names(&mut names);
+        let number = |name| if let Named::Port(number) = name { Some(number) } else { None };
+        let mut numbers: Vec<u64> = names.into_iter().filter_map(number).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers
+    }
+
+    /// See packets by these taps from now on, by no others.
+    pub fn watch(&self, taps: Vec<Tap>) {
+        let taps: Vec<Arc<Tap>> = taps.into_iter().map(Arc::new).collect();
+        let _one_at_a_time = self.control.lock();
+        for worker in &self.workers {
+            let seed = RandomState::default().hash_one(worker.restarts());
+            let watching = (!taps.is_empty()).then(|| Box::new(Watching::new(&taps, &self.sightings, seed)));
+            let was = worker.between_batches(|forwarder| std::mem::replace(&mut forwarder.watching, watching));
+            drop(was);
+        }
+        self.sightings.changed();
     }
 }
 

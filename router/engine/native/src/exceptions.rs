@@ -13,6 +13,8 @@ use crate::wire::probe;
 const MOST_REFUSED: usize = 256;
 /// Answers to probes: more than come in a second, and fewer than would leave the rest no room.
 const MOST_ANSWERS: usize = 1024;
+/// Questions that may wait beside all else (QUESTIONS_KEPT, router/engine/interface.py).
+pub const QUESTIONS_KEPT: usize = 64;
 /// Everything else: an event an attachment or peer, at most a few at once.
 const MOST: usize = 4096;
 
@@ -47,6 +49,12 @@ pub enum Exception {
         answer: probe::Header,
         received_ns: u64,
     },
+    /// The peer asks, or answers, a question about a packet; CLOCK_MONOTONIC.
+    QuestionCame {
+        peer: Party,
+        datagram: Vec<u8>,
+        received_ns: u64,
+    },
     AttachmentLost {
         port: Party,
         errno: i32,
@@ -65,6 +73,7 @@ pub enum Exception {
 #[derive(Default)]
 struct Queue {
     exceptions: VecDeque<Exception>,
+    questions: usize,
     nudged: bool,
 }
 
@@ -83,9 +92,11 @@ impl SlowPath {
             Exception::ProbeAnswered { .. } => MOST_ANSWERS,
             _ => MOST,
         };
-        if queue.exceptions.len() >= most {
+        let is_question = matches!(exception, Exception::QuestionCame { .. });
+        if queue.exceptions.len() >= most || (is_question && queue.questions >= QUESTIONS_KEPT) {
             return false;
         }
+        queue.questions += usize::from(is_question);
         queue.exceptions.push_back(exception);
         self.arrived.notify_one();
         true
@@ -97,6 +108,7 @@ impl SlowPath {
         let nothing = |queue: &mut Queue| queue.exceptions.is_empty() && !queue.nudged;
         self.arrived.wait_while_for(&mut queue, nothing, timeout);
         queue.nudged = false;
+        queue.questions = 0;
         queue.exceptions.drain(..).collect()
     }
 

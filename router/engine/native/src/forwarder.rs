@@ -2,6 +2,7 @@
 //!
 //!     egress.rs   TUN fds → table → TUN fd | socket        sender.rs       trains to the socket
 //!     ingress.rs  socket  → table → TUN fd                 exceptions.rs   the way to the slow path
+//!     fates.rs    what becomes of packets is counted, remembered in drops.rs, seen by taps.rs
 
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -9,11 +10,14 @@ use std::sync::atomic::AtomicBool;
 
 use crate::bucket::Bucket;
 use crate::decide::Place;
+use crate::drops::{Cause, DropLog};
 use crate::egress::EgressSpace;
-use crate::exceptions::{Exception, Party, SlowPath};
+use crate::exceptions::SlowPath;
+use crate::fates::BATCH_BOUNDS;
 use crate::ingress::IngressSpace;
 use crate::kernel::{EINVAL, Kernel};
-use crate::model::{DropReason, Limit, Origin, Slot, Tally, Way};
+use crate::model::{DropReason, Limit, Named, Origin, Slot, Tally, Way};
+use crate::taps::Watching;
 use crate::view::Port;
 use crate::wire::fragment::fragment;
 use crate::wire::geneve;
@@ -63,7 +67,7 @@ impl Account {
     }
 
     /// Take a token for an ICMP error (RFC 4443 section 2.4 f), or return false when there is none.
-    fn may_tell(&mut self, per_s: u32, now_ns: u64) -> bool {
+    pub fn may_tell(&mut self, per_s: u32, now_ns: u64) -> bool {
         let passed_s = now_ns.saturating_sub(self.errors.counted_ns) as f64 / 1e9;
         let tokens = (self.errors.tokens + passed_s * f64::from(per_s)).min(f64::from(per_s));
         let allowed = tokens >= 1.0;
@@ -97,6 +101,12 @@ pub struct Forwarder<K> {
     pub strangers: Tally,
     pub gone: Tally,
     pub suppressed: u64,
+    /// By the classes of `BATCH_BOUNDS`.
+    pub batches: [u64; BATCH_BOUNDS.len()],
+    /// Of what attachments sent, and of what came from the underlay.
+    pub drops: [DropLog; 2],
+    /// None while there are no taps.
+    pub watching: Option<Box<Watching>>,
     /// All that was read and received.
     pub moved_bytes: u64,
     pub merge_tcp: bool,
@@ -131,6 +141,9 @@ impl<K: Kernel> Forwarder<K> {
             strangers: Tally::default(),
             gone: Tally::default(),
             suppressed: 0,
+            batches: [0; BATCH_BOUNDS.len()],
+            drops: Default::default(),
+            watching: None,
             moved_bytes: 0,
             merge_tcp: settings.tun_checksum && settings.tun_tso,
             merge_udp: settings.tun_checksum && settings.tun_uso,
@@ -159,8 +172,19 @@ impl<K: Kernel> Forwarder<K> {
             let tally = self.tally(source);
             tally.received_packets = tally.received_packets.max(due);
         }
-        let accounts = self.ports.iter_mut().chain(&mut self.peers).flatten();
-        accounts.map(|account| &mut account.tally).chain([&mut self.strangers]).for_each(Tally::settle_failure);
+        let ports = self.ports.iter_mut().enumerate().map(|(slot, account)| (Origin::Port(slot), account));
+        let peers = self.peers.iter_mut().enumerate().map(|(slot, account)| (Origin::Peer(slot), account));
+        let mut losses: Vec<(Named, u64)> = Vec::new();
+        for (origin, account) in ports.chain(peers) {
+            if let (Some(account), Some(named)) = (account, self.place.named(origin)) {
+                losses.push((named, account.tally.settle_failure()));
+            }
+        }
+        self.strangers.settle_failure();
+        for (source, lost) in losses.into_iter().filter(|&(_, lost)| lost > 0) {
+            self.note(Cause { source, reason: DropReason::EngineFailed, flow: None }, lost, 0, 0, None);
+        }
+        self.hand_over();
     }
 
     // What changes between batches
@@ -233,35 +257,15 @@ impl<K: Kernel> Forwarder<K> {
 
     // Exceptions
 
-    /// Count packets as dropped, and let the sender be told about the one at hand.
-    pub fn refuse(
-        &mut self,
-        source: Origin,
-        packet: &[u8],
-        reason: DropReason,
-        packets: u64,
-        mtu_bytes: usize,
-        path: Option<Party>,
-    ) {
-        self.tally(source).drop(reason, packets);
-        let (per_s, now_ns) = (self.settings.icmp_errors_per_s, self.kernel.now_ns());
-        let allowed = self.account(source).is_some_and(|account| account.may_tell(per_s, now_ns));
-        let told = allowed && {
-            let serial = self.account(source).map_or(0, |account| account.serial);
-            let packet = packet.to_vec();
-            let thread = self.thread;
-            self.slow_path.push(Exception::Refused { thread, source, serial, reason, packet, mtu_bytes, path })
-        };
-        self.suppressed += u64::from(!told);
-    }
-
     /// Send a packet of the router's own where the table leads; `about` is whose packet it tells of.
     pub fn emit(&mut self, packet: &[u8], about: Origin, serial: u64) -> Result<(), DropReason> {
         let header = parse_ip(packet).ok_or(DropReason::Malformed)?;
+        self.tick();
         match self.place.way(&header.addresses, Origin::Router) {
             Way::Drop(reason) | Way::Reject(reason) => return Err(reason),
-            way => self.send_own(packet, way)?,
+            way => self.send_own(Origin::Router, packet, way)?,
         }
+        self.hand_over();
         match self.account(about) {
             Some(account) if account.serial == serial => account.tally.icmp_errors += 1,
             _ => self.gone.icmp_errors += 1,
@@ -269,11 +273,12 @@ impl<K: Kernel> Forwarder<K> {
         Ok(())
     }
 
-    /// Cut an IPv4 packet for a smaller link and send the pieces; the first failure ends it.
+    /// Cut an IPv4 packet of a source for a smaller link and send the pieces; the first failure ends it.
     ///
     /// `partial` is where a checksum is still to be finished, as only whole packets can be.
     pub fn forward_in_fragments(
         &mut self,
+        source: Origin,
         packet: &[u8],
         partial: Option<(u16, u16)>,
         way: Way,
@@ -289,14 +294,15 @@ impl<K: Kernel> Forwarder<K> {
         if pieces.is_empty() {
             return Err(DropReason::Malformed);
         }
-        pieces.iter().try_for_each(|piece| self.send_own(piece, way))
+        pieces.iter().try_for_each(|piece| self.send_own(source, piece, way))
     }
 
-    fn send_own(&mut self, packet: &[u8], way: Way) -> Result<(), DropReason> {
+    /// Send a packet that the router made itself, of a source's or of its own.
+    fn send_own(&mut self, source: Origin, packet: &[u8], way: Way) -> Result<(), DropReason> {
         match way {
             Way::Local(slot) => {
                 let frame = [IoSlice::new(&[0; VNET_BYTES]), IoSlice::new(packet)];
-                self.write(slot, &frame, 1, packet.len())
+                self.write(slot, &frame, 1, packet.len())?;
             }
             Way::Tunnel(slot) => {
                 let version = packet[0] >> 4;
@@ -311,10 +317,11 @@ impl<K: Kernel> Forwarder<K> {
                 let tally = self.tally(Origin::Peer(slot));
                 tally.sent_packets += 1;
                 tally.sent_bytes += packet.len() as u64;
-                Ok(())
             }
-            Way::Drop(reason) | Way::Reject(reason) => Err(reason),
+            Way::Drop(reason) | Way::Reject(reason) => return Err(reason),
         }
+        self.see_after(source, way, 1, &[packet]);
+        Ok(())
     }
 
     /// Write a frame (virtio header, IP packet) to a TUN and count it.

@@ -13,14 +13,18 @@ use std::net::SocketAddr;
 use arrayvec::ArrayVec;
 
 use crate::decide::transit;
+use crate::drops::Cause;
 use crate::exceptions::{Exception, Party};
+use crate::fates::Handed;
 use crate::forwarder::{BATCH_BYTES, Forwarder, Settings};
 use crate::kernel::{Arrival, EAGAIN, Kernel};
-use crate::model::{DropReason, Origin, Slot, Way};
+use crate::model::{DropReason, Named, Origin, Slot, Way};
+use crate::taps::{Glimpse, Side};
 use crate::wire::geneve::{self, Encapsulation};
 use crate::wire::merge::{First, Merger, Train};
 use crate::wire::packet::*;
 use crate::wire::probe;
+use crate::wire::question;
 use crate::wire::shape::Shape;
 
 /// After so many super-packets that a TUN refused, none accepted between, none are made any more.
@@ -96,10 +100,12 @@ impl<K: Kernel> Forwarder<K> {
         }
         self.ingress = Some(space);
         self.moved_bytes += received as u64;
+        self.end_batch(reads);
         reads
     }
 
     fn take_in(&mut self, space: &mut IngressSpace, arrival: Arrival) {
+        self.tick();
         let size = arrival.size;
         let packets = if size > 0 { size.div_ceil(arrival.segment_bytes) } else { 1 } as u64;
         let peer = arrival.from.as_ref().and_then(|from| self.place.sender(from));
@@ -108,14 +114,29 @@ impl<K: Kernel> Forwarder<K> {
             self.deliver(space, Received { peer, from, end: HEADROOM + size, step: arrival.segment_bytes });
             return;
         }
-        let (tally, reason) = match peer {
-            None => (&mut self.strangers, DropReason::UnknownPeer),
-            Some(peer) => (self.tally(Origin::Peer(peer)), DropReason::BadEncapsulation),
+        let (tally, origin, reason) = match peer {
+            None => (&mut self.strangers, Origin::Router, DropReason::UnknownPeer),
+            Some(peer) => (self.tally(Origin::Peer(peer)), Origin::Peer(peer), DropReason::BadEncapsulation),
         };
         tally.received_frames += 1;
         tally.received_packets += packets;
         tally.received_bytes += size as u64;
         tally.drop(reason, packets);
+        let source = self.place.named(origin).or(arrival.from.map(Named::Endpoint));
+        if let Some(source) = source {
+            self.note(Cause { source, reason, flow: None }, packets, arrival.segment_bytes, 0, None);
+        }
+        if self.watching.is_some() {
+            let fate = Way::Drop(reason);
+            // A stranger's one by one; of a train that was cut short nobody knows where the rest ends.
+            let (rows, packets) = if peer.is_none() { (packets as usize, 1) } else { (1, packets) };
+            let glimpse = Glimpse { side: Side::Before, origin, source, meant: fate, fate, packets };
+            for row in 0..rows {
+                let start = row * arrival.segment_bytes;
+                let datagram = &space.buffer[HEADROOM + start..HEADROOM + size.min(start + arrival.segment_bytes)];
+                self.look(&glimpse, &[datagram], usize::MAX);
+            }
+        }
     }
 
     /// Deliver every datagram of a train, runs of them joined.
@@ -134,12 +155,12 @@ impl<K: Kernel> Forwarder<K> {
             let encap = match decoded {
                 Ok(encap) => encap,
                 Err(reason) => {
-                    let may_be = reason == DropReason::BadEncapsulation;
-                    if !may_be || !self.take_probe(received, &space.buffer[at..after]) {
+                    let datagram = &space.buffer[at..after];
+                    if reason != DropReason::BadEncapsulation || !self.take_control(received, datagram) {
                         let tally = self.tally(source);
                         tally.received_packets += 1;
                         tally.received_bytes += (after - at) as u64;
-                        tally.drop(reason, 1);
+                        self.drop_undecoded(source, datagram, reason);
                     }
                     at = after;
                     continue;
@@ -150,52 +171,59 @@ impl<K: Kernel> Forwarder<K> {
             tally.received_packets += 1;
             tally.received_bytes += (after - packet_at) as u64;
             if epoch.is_some_and(|epoch| encap.is_older(epoch)) {
-                tally.drop(DropReason::StaleEpoch, 1);
+                let meant = Way::Drop(DropReason::StaleEpoch);
+                let handed = handed(peer, meant, &space.buffer[packet_at..after], self.mark());
+                self.drop(&handed, DropReason::StaleEpoch);
                 at = after;
                 continue;
             }
             let header = parse_ip(&space.buffer[packet_at..after]).filter(|header| header.version == encap.ip_version);
             let Some(header) = header else {
-                tally.drop(DropReason::Malformed, 1);
+                let meant = Way::Drop(DropReason::Malformed);
+                let handed = handed(peer, meant, &space.buffer[packet_at..after], self.mark());
+                self.drop(&handed, DropReason::Malformed);
                 at = after;
                 continue;
             };
-            let datagram = Datagram { at, end: after, encap, header };
-            at = match self.way(header.addresses, source) {
-                Way::Local(to) => self.deliver_to(space, received, to, &datagram),
-                Way::Drop(reason) => {
-                    self.tally(source).drop(reason, 1);
-                    after
-                }
-                Way::Reject(reason) => {
-                    self.refuse(source, &space.buffer[packet_at..after], reason, 1, 0, None);
-                    after
-                }
-                Way::Tunnel(_) => {
-                    // Not decided for what a peer sent; a router that relays would stand here.
-                    self.refuse(source, &space.buffer[packet_at..after], DropReason::WrongNode, 1, 0, None);
-                    after
-                }
-            };
+            let way = self.way(header.addresses, source);
+            if let Way::Local(to) = way {
+                let datagram = Datagram { at, end: after, encap, header };
+                at = self.deliver_to(space, received, to, &datagram);
+                continue;
+            }
+            let handed = handed(peer, way, &space.buffer[packet_at..after], self.mark());
+            match way {
+                Way::Drop(reason) => self.drop(&handed, reason),
+                Way::Reject(reason) => self.refuse(&handed, reason, 0),
+                // Not decided for what a peer sent; a router that relays would stand here.
+                Way::Local(_) | Way::Tunnel(_) => self.refuse(&handed, DropReason::WrongNode, 0),
+            }
+            at = after;
         }
         self.at_hand = None;
     }
 
-    /// Answer a request, hand an answer over; false for what is no probe. Its VNI was looked at.
-    fn take_probe(&mut self, received: Received, datagram: &[u8]) -> bool {
-        let Some(header) = probe::decode(datagram) else { return false };
+    /// Answer a request, hand an answer or a question over; false for what is none of these. Its VNI was looked at.
+    fn take_control(&mut self, received: Received, datagram: &[u8]) -> bool {
+        let probe = probe::decode(datagram);
+        if probe.is_none() && !question::is_question(datagram) {
+            return false;
+        }
         let slot = received.peer;
         self.tally(Origin::Peer(slot)).control_packets += 1;
         if let Some((_, due)) = &mut self.at_hand {
-            *due -= 1; // a probe is no packet
+            *due -= 1; // it is no packet
         }
-        if probe::is_request(&header) {
+        if let Some(header) = probe.filter(probe::is_request) {
             // One that cannot be sent is as good as lost on the way.
             let _ = self.kernel.send(&received.from, &[IoSlice::new(&probe::answer_to(header))], 0);
         } else if let Some(serial) = self.place.peer(slot).map(|peer| peer.serial) {
             let received_ns = self.kernel.now_ns();
             let peer = Party { slot, serial };
-            self.slow_path.push(Exception::ProbeAnswered { peer, answer: header, received_ns });
+            self.slow_path.push(match probe {
+                Some(answer) => Exception::ProbeAnswered { peer, answer, received_ns },
+                None => Exception::QuestionCame { peer, datagram: datagram.to_vec(), received_ns },
+            });
         }
         true
     }
@@ -203,22 +231,23 @@ impl<K: Kernel> Forwarder<K> {
     /// Write a datagram, with those that continue it, to an attachment; return where the next begins.
     fn deliver_to(&mut self, space: &mut IngressSpace, received: Received, to: Slot, datagram: &Datagram) -> usize {
         let Received { peer, end, step, .. } = received;
-        let source = Origin::Peer(peer);
+        let (source, way) = (Origin::Peer(peer), Way::Local(to));
         let Datagram { at, end: after, encap, header } = datagram;
         let (packet_at, packet_bytes) = (datagram.packet_at(), datagram.packet_bytes());
+        let came = handed(peer, way, &space.buffer[packet_at..*after], self.mark());
         let Some((mtu_bytes, hop)) = self.place.port(to).map(|port| (port.mtu_bytes, !port.is_node)) else {
-            self.tally(source).drop(DropReason::NoAttachment, 1);
+            self.drop(&came, DropReason::NoAttachment);
             return *after;
         };
         if let Err(reason) = transit(header, packet_bytes, mtu_bytes, hop) {
-            self.refuse(source, &space.buffer[packet_at..*after], reason, 1, mtu_bytes, None);
+            self.refuse(&came, reason, mtu_bytes);
             return *after;
         }
         let partial = encap.is_partial().then_some((encap.csum_start, u16::from(encap.csum_offset)));
         if let Some((start, offset)) = partial
             && (usize::from(start) < header.header_bytes || usize::from(start) + usize::from(offset) + 2 > packet_bytes)
         {
-            self.tally(source).drop(DropReason::Malformed, 1);
+            self.drop(&came, DropReason::Malformed);
             return *after;
         }
         let mut joined = None;
@@ -235,9 +264,9 @@ impl<K: Kernel> Forwarder<K> {
             decrement_hop_limit(&mut space.buffer[packet_at..]);
         }
         if packet_bytes > mtu_bytes {
-            let outcome =
-                self.forward_in_fragments(&space.buffer[packet_at..*after], partial, Way::Local(to), mtu_bytes);
-            self.settle_in(source, outcome, 1);
+            let handed = Handed { aged: hop, ..handed(peer, way, &space.buffer[packet_at..*after], self.mark()) };
+            let outcome = self.forward_in_fragments(source, handed.packet, partial, way, mtu_bytes);
+            self.settle(&handed, outcome);
             return *after;
         }
         if let Some((shape, count)) = joined {
@@ -252,7 +281,11 @@ impl<K: Kernel> Forwarder<K> {
         let start = packet_at - VNET_BYTES;
         space.buffer[start..packet_at].copy_from_slice(&vnet.to_bytes());
         let outcome = self.write(to, &[IoSlice::new(&space.buffer[start..*after])], 1, packet_bytes);
-        self.settle_in(source, outcome, 1);
+        let handed = Handed { aged: hop, ..handed(peer, way, &space.buffer[packet_at..*after], self.mark()) };
+        self.settle(&handed, outcome);
+        if outcome.is_ok() {
+            self.see_after(source, way, 1, &[handed.packet]);
+        }
         *after
     }
 
@@ -267,6 +300,7 @@ impl<K: Kernel> Forwarder<K> {
         count: usize,
     ) -> usize {
         let Received { peer, end, step, .. } = received;
+        let (source, way) = (Origin::Peer(peer), Way::Local(to));
         let IngressSpace { buffer, merger, joined } = space;
         let Datagram { at, end: after, encap, header } = datagram;
         let train = Train { bytes: &buffer[..end], step };
@@ -275,16 +309,27 @@ impl<K: Kernel> Forwarder<K> {
         let joined_end = end.min(at + count * step);
         let payloads = buffer[*at..joined_end].chunks(step).map(|row| &row[headers..]);
         let packet_bytes = head.len() - VNET_BYTES + payload_bytes;
+        let mark = self.mark();
         let outcome = if step - headers < LEAST_GATHERED_BYTES {
             joined.clear();
             joined.extend_from_slice(head);
             payloads.for_each(|payload| joined.extend_from_slice(payload));
-            self.write(to, &[IoSlice::new(joined)], count as u64, packet_bytes)
+            let outcome = self.write(to, &[IoSlice::new(joined)], count as u64, packet_bytes);
+            if outcome.is_ok() {
+                self.see_after(source, way, count as u64, &[&joined[VNET_BYTES..]]);
+            }
+            outcome
         } else {
             let mut pieces: ArrayVec<IoSlice, MOST_PIECES> = ArrayVec::new();
             pieces.push(IoSlice::new(head));
             payloads.for_each(|payload| pieces.push(IoSlice::new(payload)));
-            self.write(to, &pieces, count as u64, packet_bytes)
+            let outcome = self.write(to, &pieces, count as u64, packet_bytes);
+            if outcome.is_ok() && self.watching.is_some() {
+                let mut seen: ArrayVec<&[u8], MOST_PIECES> = pieces.iter().map(|piece| &**piece).collect();
+                seen[0] = &head[VNET_BYTES..];
+                self.see_after(source, way, count as u64, &seen);
+            }
+            outcome
         };
         match outcome {
             Ok(()) => self.refused = 0,
@@ -298,19 +343,49 @@ impl<K: Kernel> Forwarder<K> {
             }
             Err(_) => {}
         }
-        let source = Origin::Peer(peer);
         let tally = self.tally(source);
         tally.received_packets += count as u64 - 1;
         tally.received_bytes += (joined_end - after - (count - 1) * encap.header_bytes) as u64;
-        self.settle_in(source, outcome, count as u64);
+        let rows = buffer[*at..joined_end].chunks(step).map(|row| &row[encap.header_bytes..]);
+        self.settle_joined(received, to, rows, outcome, mark);
         joined_end
     }
 
-    fn settle_in(&mut self, source: Origin, outcome: Result<(), DropReason>, packets: u64) {
+    /// Count the fate of packets that were joined, and let each be seen as it came.
+    fn settle_joined<'a>(
+        &mut self,
+        received: Received,
+        to: Slot,
+        rows: impl ExactSizeIterator<Item = &'a [u8]>,
+        outcome: Result<(), DropReason>,
+        mut mark: usize,
+    ) {
+        let (source, way) = (Origin::Peer(received.peer), Way::Local(to));
         let tally = self.tally(source);
-        match outcome {
-            Ok(()) => tally.delivered_packets += packets,
-            Err(reason) => tally.drop(reason, packets),
+        let fate = match outcome {
+            Ok(()) => {
+                tally.delivered_packets += rows.len() as u64;
+                way
+            }
+            Err(reason) => {
+                tally.drop(reason, rows.len() as u64);
+                Way::Drop(reason)
+            }
+        };
+        if self.watching.is_none() && outcome.is_ok() {
+            return;
+        }
+        let hop = !self.place.is_node(Origin::Port(to));
+        for (row, packet) in rows.enumerate() {
+            // Of the first alone a hop was taken: its header became that of all.
+            let handed = Handed { aged: hop && row == 0, ..handed(received.peer, way, packet, mark) };
+            mark = self.record(&handed, fate, 0);
         }
     }
+}
+
+/// A packet that a peer sent in a datagram.
+fn handed(peer: Slot, meant: Way, packet: &[u8], mark: usize) -> Handed<'_> {
+    let source = Origin::Peer(peer);
+    Handed { source, meant, packet, aged: false, packet_bytes: packet.len(), packets: 1, mark }
 }

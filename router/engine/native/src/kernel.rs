@@ -44,6 +44,8 @@ pub trait Kernel {
     fn await_room(&mut self, milliseconds: i32) -> bool;
     /// A monotonic clock.
     fn now_ns(&mut self) -> u64;
+    /// CLOCK_REALTIME.
+    fn wall_ns(&mut self) -> u64;
 }
 
 /// The real one, for one UDP socket.
@@ -132,6 +134,10 @@ impl Kernel for Linux {
     fn now_ns(&mut self) -> u64 {
         now_ns()
     }
+
+    fn wall_ns(&mut self) -> u64 {
+        clock_ns(libc::CLOCK_REALTIME)
+    }
 }
 
 /// Return the length of the datagrams of a train, if the kernel says that one came (UDP_GRO).
@@ -201,9 +207,13 @@ pub fn let_others_finish(wait: bool) {
 
 /// CLOCK_MONOTONIC, in nanoseconds.
 pub fn now_ns() -> u64 {
+    clock_ns(libc::CLOCK_MONOTONIC)
+}
+
+fn clock_ns(clock: libc::clockid_t) -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the kernel writes one timespec, a local.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    unsafe { libc::clock_gettime(clock, &mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 

@@ -3,9 +3,11 @@
 
 pub mod bucket;
 pub mod decide;
+pub mod drops;
 pub mod egress;
 pub mod engine;
 pub mod exceptions;
+pub mod fates;
 pub mod forwarder;
 pub mod ingress;
 pub mod kernel;
@@ -15,9 +17,12 @@ pub mod runs;
 pub mod sender;
 pub mod spin;
 pub mod table;
+pub mod taps;
 pub mod view;
 pub mod wire;
 pub mod worker;
 
 #[cfg(feature = "python")]
 mod python;
+#[cfg(feature = "python")]
+mod rows;

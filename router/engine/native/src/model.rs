@@ -1,9 +1,11 @@
 //! The words of the engine: what router/model.py calls so.
 
+use std::net::SocketAddr;
+
 macro_rules! drop_reasons {
     ($($variant:ident $name:literal)*) => {
         /// Why a packet went no further; `NAMES` are those of router/model.py.
-        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
         #[repr(usize)]
         pub enum DropReason { $($variant),* }
 
@@ -62,12 +64,13 @@ impl Tally {
         self.delivered_packets + self.tunnelled_packets + self.dropped.iter().sum::<u64>()
     }
 
-    /// Count what was received and has no fate: it was in the hands of a batch that failed.
-    pub fn settle_failure(&mut self) {
+    /// Count what was received and has no fate: it was in the hands of a batch that failed. Return how many.
+    pub fn settle_failure(&mut self) -> u64 {
         let lost = self.received_packets.saturating_sub(self.settled());
         self.drop(DropReason::EngineFailed, lost);
         // A fate counted before its packet was: the other way round, for packets counted one by one as they are joined.
         self.received_packets = self.received_packets.max(self.settled());
+        lost
     }
 
     pub fn add(&mut self, other: &Tally) {
@@ -103,6 +106,15 @@ pub enum Origin {
     Peer(Slot),
     /// The router itself.
     Router,
+}
+
+/// Who handed us a packet, or got it, by a name that means nobody else later.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Named {
+    /// An attachment, by the number that its key has.
+    Port(u64),
+    /// A peer, or a stranger.
+    Endpoint(SocketAddr),
 }
 
 /// What becomes of a packet, with its target looked up.

@@ -3,122 +3,19 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
-use std::time::Duration;
 
 use pyo3::exceptions::{PyKeyError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::engine::{Engine, NewPeer, NewPort, NewRoutes};
-use crate::exceptions::{Exception, Party};
+use crate::exceptions::Party;
 use crate::forwarder::Settings;
-use crate::model::{DropReason, Limit, Origin, Slot, Tally, Way};
+use crate::model::{DropReason, Slot};
+use crate::rows::*;
 use crate::spin::Spinning;
-use crate::table::{Entry, Table};
+use crate::table::Table;
 use crate::view::{Known, Leads};
-
-/// received packets, bytes, frames; delivered, tunnelled; sent packets, bytes; ICMP errors; control packets; drops by
-/// reason.
-type Counts = (u64, u64, u64, u64, u64, u64, u64, u64, u64, Vec<u64>);
-type Rate = (u64, u64);
-/// Slot, serial, packed address, port; offload, epoch, up, MTU.
-type PeerRow = (Slot, u64, Vec<u8>, u16, bool, Option<u8>, bool, usize);
-/// By slot: attachments, peers; strangers, gone, ICMP errors suppressed, restarts, drops of the socket.
-type AllCounts = (Vec<Counts>, Vec<Counts>, Counts, Counts, u64, usize, u32);
-
-const PORT: u8 = 0;
-const PEER: u8 = 1;
-const ROUTER: u8 = 2;
-
-fn counts(tally: &Tally) -> Counts {
-    (
-        tally.received_packets,
-        tally.received_bytes,
-        tally.received_frames,
-        tally.delivered_packets,
-        tally.tunnelled_packets,
-        tally.sent_packets,
-        tally.sent_bytes,
-        tally.icmp_errors,
-        tally.control_packets,
-        tally.dropped.to_vec(),
-    )
-}
-
-fn limit(rate: Option<Rate>) -> Option<Limit> {
-    rate.map(|(bytes_per_s, burst_bytes)| Limit { bytes_per_s, burst_bytes })
-}
-
-fn address(packed: &[u8]) -> PyResult<IpAddr> {
-    if let Ok(packed) = <[u8; 4]>::try_from(packed) {
-        return Ok(packed.into());
-    }
-    let packed = <[u8; 16]>::try_from(packed).map_err(|_| PyValueError::new_err("an address has 4 or 16 bytes"))?;
-    Ok(packed.into())
-}
-
-fn entries(prefixes: Vec<(Vec<u8>, u32, u32)>) -> PyResult<Vec<Entry>> {
-    let entry = |(packed, prefix_bits, value): (Vec<u8>, u32, u32)| {
-        let (v6, network) = match address(&packed)? {
-            IpAddr::V4(address) => (false, u128::from(address.to_bits())),
-            IpAddr::V6(address) => (true, address.to_bits()),
-        };
-        if prefix_bits > if v6 { 128 } else { 32 } || value == 0 {
-            return Err(PyValueError::new_err("a prefix longer than its address, or without a value"));
-        }
-        Ok(Entry { v6, network, prefix_bits, value })
-    };
-    prefixes.into_iter().map(entry).collect()
-}
-
-fn origin(kind: u8, slot: Slot) -> PyResult<Origin> {
-    match kind {
-        PORT => Ok(Origin::Port(slot)),
-        PEER => Ok(Origin::Peer(slot)),
-        ROUTER => Ok(Origin::Router),
-        _ => Err(PyValueError::new_err("a source is an attachment, a peer or the router")),
-    }
-}
-
-/// What the slow path is handed, as `(kind, …)` tuples.
-#[derive(IntoPyObject)]
-enum Told {
-    /// "refused", thread, kind and slot and serial of the source, reason, packet, MTU, (slot, serial) of the path.
-    Refused(&'static str, usize, u8, Slot, u64, usize, Vec<u8>, usize, Option<(Slot, u64)>),
-    /// "path", slot, serial of the peer.
-    Path(&'static str, Slot, u64),
-    /// "answered", slot, serial of the peer, the datagram, when it was received.
-    Answered(&'static str, Slot, u64, Vec<u8>, u64),
-    /// "lost", slot, serial of the attachment, errno.
-    Lost(&'static str, Slot, u64, i32),
-    /// "offload", feature, (slot, serial) of the peer, errno.
-    Offload(&'static str, &'static str, Option<(Slot, u64)>, i32),
-    /// "failed", why.
-    Failed(&'static str, String),
-}
-
-fn party(party: Option<Party>) -> Option<(Slot, u64)> {
-    party.map(|party| (party.slot, party.serial))
-}
-
-fn told(exception: Exception) -> Told {
-    match exception {
-        Exception::Refused { thread, source, serial, reason, packet, mtu_bytes, path } => {
-            let (kind, slot) = match source {
-                Origin::Port(slot) => (PORT, slot),
-                Origin::Peer(slot) => (PEER, slot),
-                Origin::Router => (ROUTER, 0),
-            };
-            Told::Refused("refused", thread, kind, slot, serial, reason as usize, packet, mtu_bytes, party(path))
-        }
-        Exception::PathTooSmall { peer } => Told::Path("path", peer.slot, peer.serial),
-        Exception::ProbeAnswered { peer, answer, received_ns } => {
-            Told::Answered("answered", peer.slot, peer.serial, answer.to_vec(), received_ns)
-        }
-        Exception::AttachmentLost { port, errno } => Told::Lost("lost", port.slot, port.serial, errno),
-        Exception::OffloadFailed { feature, peer, errno } => Told::Offload("offload", feature, party(peer), errno),
-        Exception::Failed { why } => Told::Failed("failed", why),
-    }
-}
+use crate::wire::bpf;
 
 /// One engine; see `router.engine.interface.Engine`.
 #[pyclass(frozen)]
@@ -194,6 +91,7 @@ impl Core {
         &self,
         py: Python,
         slot: Slot,
+        number: u64,
         fd: RawFd,
         addresses: Vec<Vec<u8>>,
         is_node: bool,
@@ -202,7 +100,8 @@ impl Core {
         egress: Option<Rate>,
     ) -> PyResult<u64> {
         let addresses = addresses.iter().map(|packed| address(packed)).collect::<PyResult<_>>()?;
-        let port = NewPort { slot, fd, addresses, is_node, mtu_bytes, ingress: limit(ingress), egress: limit(egress) };
+        let port =
+            NewPort { slot, number, fd, addresses, is_node, mtu_bytes, ingress: limit(ingress), egress: limit(egress) };
         let refused = |errno| PyOSError::new_err((errno, std::io::Error::from_raw_os_error(errno).to_string()));
         py.detach(|| self.0.attach(port)).map_err(refused)
     }
@@ -217,12 +116,7 @@ impl Core {
     fn decide(&self, py: Python, packet: &[u8], kind: u8, slot: Slot) -> PyResult<(&'static str, usize)> {
         let source = origin(kind, slot)?;
         let packet = packet.to_vec();
-        Ok(match py.detach(|| self.0.decide(&packet, source)) {
-            Way::Local(slot) => ("local", slot),
-            Way::Tunnel(slot) => ("tunnel", slot),
-            Way::Reject(reason) => ("reject", reason as usize),
-            Way::Drop(reason) => ("drop", reason as usize),
-        })
+        Ok(verdict(py.detach(|| self.0.decide(&packet, source))))
     }
 
     /// Send a packet of the router's own about one that `thread` refused; False when it found no way.
@@ -262,13 +156,36 @@ impl Core {
             all.suppressed,
             all.restarts,
             all.socket_drops,
+            all.batches.to_vec(),
         )
+    }
+
+    /// Return what was dropped lately, the newest first.
+    fn drops(&self, py: Python) -> Vec<DroppedRow> {
+        py.detach(|| self.0.drops()).into_iter().map(dropped).collect()
+    }
+
+    /// Return the numbers of attachments that drops and sightings tell of.
+    fn told_of(&self, py: Python) -> Vec<u64> {
+        py.detach(|| self.0.told_of())
+    }
+
+    /// See packets by these taps from now on, by no others.
+    fn watch(&self, py: Python, taps: Vec<TapRow>) -> PyResult<()> {
+        let taps = taps.into_iter().map(tap).collect::<PyResult<_>>()?;
+        py.detach(|| self.0.watch(taps));
+        Ok(())
+    }
+
+    /// Return what was seen, the oldest first, and by tap how many were lost; wait for the first at most so long.
+    fn sightings(&self, py: Python, timeout_s: f64) -> (Vec<SightingRow>, Vec<(u64, u64)>) {
+        let (seen, lost) = py.detach(|| self.0.sightings.take(duration(timeout_s)));
+        (seen.into_iter().map(sighting).collect(), lost.into_iter().collect())
     }
 
     /// Return the exceptions that wait; wait for the first at most so long, in seconds.
     fn exceptions(&self, py: Python, timeout_s: f64) -> Vec<Told> {
-        let timeout = Duration::from_secs_f64(timeout_s.max(0.0));
-        py.detach(|| self.0.slow_path.take(timeout)).into_iter().map(told).collect()
+        py.detach(|| self.0.slow_path.take(duration(timeout_s))).into_iter().map(told).collect()
     }
 
     /// Let `exceptions` return now.
@@ -323,10 +240,17 @@ impl Lookup {
     }
 }
 
+/// Run a classic BPF program over a packet, as taps do: for its tests.
+#[pyfunction]
+fn run_program(program: Vec<(u16, u8, u8, u32)>, packet: &[u8]) -> u32 {
+    bpf::run(&instructions(program), packet)
+}
+
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Core>()?;
     module.add_class::<Lookup>()?;
+    module.add_function(wrap_pyfunction!(run_program, module)?)?;
     module.add("DROP_REASONS", DropReason::NAMES.to_vec())?;
     Ok(())
 }

@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::exceptions::{Exception, Party};
 use crate::forwarder::Forwarder;
 use crate::kernel::*;
-use crate::model::{DropReason, Slot};
+use crate::model::{DropReason, Origin, Slot, Way};
 use crate::view::Peer;
+use crate::wire::geneve;
 
 /// Longest wait for room in the socket: back-pressure fills the TUN's ring, where the sender's stack sees it.
 const BUSY_WAIT_MS: i32 = 1;
@@ -30,9 +31,79 @@ pub enum Datagrams<'a> {
     Gathered(&'a [IoSlice<'a>]),
 }
 
+impl Train<'_> {
+    /// Show each datagram, in one piece or two, without its first `skip` bytes.
+    pub fn each(&self, skip: usize, mut show: impl FnMut(usize, &[&[u8]])) {
+        match self.datagrams {
+            Datagrams::Flat(bytes) => {
+                bytes.chunks(self.step).enumerate().for_each(|(row, datagram)| show(row, &[&datagram[skip..]]));
+            }
+            Datagrams::Scattered(pieces) => {
+                let datagrams = pieces.iter().flat_map(|piece| piece.chunks(self.step));
+                datagrams.enumerate().for_each(|(row, datagram)| show(row, &[&datagram[skip..]]));
+            }
+            Datagrams::Gathered(pieces) => {
+                for (row, pair) in pieces.chunks(2).enumerate() {
+                    show(row, &[&pair[0][skip..], pair.get(1).map_or(&[], |payload| payload)]);
+                }
+            }
+        }
+    }
+}
+
+/// What became of a train.
+pub struct Sent {
+    /// Which of its datagrams the kernel took, a bit each, the first the lowest; no train has more than there are bits.
+    pub which: u128,
+    pub count: usize,
+    /// Why it did not take the rest.
+    pub failure: Option<DropReason>,
+}
+
+impl Sent {
+    pub fn took(&self, row: usize) -> bool {
+        self.which >> row & 1 != 0
+    }
+}
+
 impl<K: Kernel> Forwarder<K> {
-    /// Send a train; return how many of its datagrams the kernel took, and why not the rest.
-    pub fn send_train(&mut self, slot: Slot, peer: &Peer, train: &Train) -> (usize, Option<DropReason>) {
+    /// Send a train and count its fate; `packet` is what an ICMP error about it would quote.
+    pub fn send_counted(&mut self, slot: Slot, to: Slot, peer: &Peer, train: &Train, packet: &[u8]) {
+        let encap_bytes = if peer.known.offload { geneve::HEADER_BYTES } else { geneve::BASE_BYTES };
+        let sent = self.send_train(to, peer, train);
+        self.tick();
+        let (source, way) = (Origin::Port(slot), Way::Tunnel(to));
+        self.tally(source).tunnelled_packets += sent.count as u64;
+        let tally = self.tally(Origin::Peer(to));
+        tally.sent_packets += sent.count as u64;
+        tally.sent_bytes += match sent.failure {
+            None => train.bytes - sent.count * encap_bytes,
+            Some(_) => sent.count * (train.step - encap_bytes),
+        } as u64;
+        if self.watching.is_some() {
+            train.each(encap_bytes, |row, pieces| {
+                if sent.took(row) {
+                    self.see_after(source, way, 1, pieces);
+                }
+            });
+        }
+        let Some(reason) = sent.failure else { return };
+        self.tally(source).drop(reason, (train.packets - sent.count) as u64);
+        // The path has become smaller than we knew.
+        let path = (reason == DropReason::TooBig).then_some(Party { slot: to, serial: peer.serial });
+        let fate = if path.is_some() { Way::Reject(reason) } else { Way::Drop(reason) };
+        train.each(encap_bytes, |row, pieces| {
+            if !sent.took(row) {
+                self.record_unsent(source, way, fate, pieces, path.map(|path| (path, peer.mtu_bytes())));
+            }
+        });
+        if path.is_some() {
+            self.tell(source, packet, reason, peer.mtu_bytes(), path);
+        }
+    }
+
+    /// Send a train.
+    fn send_train(&mut self, slot: Slot, peer: &Peer, train: &Train) -> Sent {
         if train.packets == 1 || !self.settings.udp_segment || !peer.path.segmenting.load(Relaxed) {
             return self.send_each(slot, peer, train);
         }
@@ -45,7 +116,7 @@ impl<K: Kernel> Forwarder<K> {
             Datagrams::Scattered(pieces) | Datagrams::Gathered(pieces) => pieces,
         };
         match self.send_patiently(slot, peer, pieces, train.step as u16) {
-            Ok(()) => (train.packets, None),
+            Ok(()) => Sent { which: u128::MAX, count: train.packets, failure: None },
             Err(Failure::Segmenting(errno)) => {
                 // The interface towards the peer cannot finish the checksums of a train (udp_send_skb, net/ipv4/udp.c).
                 peer.path.segmenting.store(false, Relaxed);
@@ -53,16 +124,22 @@ impl<K: Kernel> Forwarder<K> {
                 self.slow_path.push(Exception::OffloadFailed { feature: "udp_segment", peer: peer_, errno });
                 self.send_each(slot, peer, train)
             }
-            Err(Failure::Dropped(reason)) => (0, Some(reason)),
+            Err(Failure::Dropped(reason)) => Sent { which: 0, count: 0, failure: Some(reason) },
         }
     }
 
-    fn send_each(&mut self, slot: Slot, peer: &Peer, train: &Train) -> (usize, Option<DropReason>) {
-        let mut sent = 0;
-        let mut outcome = None;
-        let mut settle = |result: Result<(), DropReason>| match result {
-            Ok(()) => sent += 1,
-            Err(reason) => outcome = Some(reason),
+    fn send_each(&mut self, slot: Slot, peer: &Peer, train: &Train) -> Sent {
+        let mut sent = Sent { which: 0, count: 0, failure: None };
+        let mut row = 0;
+        let mut settle = |result: Result<(), DropReason>| {
+            match result {
+                Ok(()) => {
+                    sent.which |= 1 << row;
+                    sent.count += 1;
+                }
+                Err(reason) => sent.failure = Some(reason),
+            }
+            row += 1;
         };
         match train.datagrams {
             Datagrams::Flat(bytes) => {
@@ -78,7 +155,7 @@ impl<K: Kernel> Forwarder<K> {
                 pieces.chunks(2).for_each(|datagram| settle(self.send_one(slot, peer, datagram)));
             }
         }
-        (sent, outcome)
+        sent
     }
 
     /// Send one datagram.

@@ -42,6 +42,8 @@ impl From<IpAddr> for Holding {
 pub struct Port {
     /// Tells two apart that had the same slot.
     pub serial: u64,
+    /// Its key's; one that is attached anew has the same.
+    pub number: u64,
     pub fd: RawFd,
     pub addresses: Vec<Holding>,
     pub is_node: bool,

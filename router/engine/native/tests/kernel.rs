@@ -293,4 +293,6 @@ fn the_clock_goes_on() {
     let first = kernel.now_ns();
     std::thread::sleep(Duration::from_millis(2));
     assert!(kernel.now_ns() - first >= 2_000_000);
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("it is after 1970");
+    assert!(kernel.wall_ns().abs_diff(since.as_nanos() as u64) < 60_000_000_000, "the time of day");
 }

@@ -269,4 +269,8 @@ impl Kernel for Memory {
         self.now_ns += self.random.next() & 0xFFFF;
         self.now_ns
     }
+
+    fn wall_ns(&mut self) -> u64 {
+        self.now_ns()
+    }
 }

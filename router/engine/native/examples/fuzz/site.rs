@@ -73,6 +73,7 @@ impl Site {
         let policer = (host == 6).then(|| Mutex::new(Bucket::new(POLICED, 0.0)));
         let port = Port {
             serial: self.next_serial(),
+            number: slot as u64,
             fd: slot as i32,
             addresses,
             is_node: slot == NODE,

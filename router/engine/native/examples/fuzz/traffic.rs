@@ -354,17 +354,17 @@ fn train(random: &mut Random, node: u8) -> Rows {
 
 /// Nothing but probes, of one size.
 fn probes(random: &mut Random) -> Rows {
-    let step = random.pick(&[PROBE_BYTES, PROBE_BYTES, 29, 500, 1472]);
+    let step = random.pick(&[PROBE_BYTES, PROBE_BYTES, 29, 500, 512, 1472]);
     let bytes = (0..1 + random.below(8)).flat_map(|_| probe(random, step)).collect();
     Rows { bytes, step }
 }
 
-/// A row of `size` bytes: a probe that asks or answers, the latter right in the smallest row alone.
+/// A row of `size` bytes: a probe that asks or answers, the latter right in the smallest row alone; or a question or reply.
 fn probe(random: &mut Random, size: usize) -> Vec<u8> {
     let mut made = vec![0; size];
     (made[0], made[1]) = (5, 0xC0);
     made[4..8].copy_from_slice(&(VNI << 8).to_be_bytes());
-    made[8..12].copy_from_slice(&[0xFF, 0xFF, 0x82, 4]);
+    made[8..12].copy_from_slice(&[0xFF, 0xFF, random.pick(&[0x82, 0x82, 0x83]), 4]);
     made[12] = random.pick(&[1, 1, 1, 2, 0]);
     put16(&mut made, 14, size as u16);
     random.fill(&mut made[16..PROBE_BYTES]);

@@ -19,7 +19,7 @@ pub const IPV6_BYTES: usize = 40;
 pub const MAX_PACKET_BYTES: usize = 65535;
 
 /// Source and destination of a packet, as numbers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Addresses {
     V4 { src: u32, dst: u32 },
     V6 { src: u128, dst: u128 },
@@ -88,7 +88,7 @@ pub fn be32(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-fn be128(bytes: &[u8], at: usize) -> u128 {
+pub fn be128(bytes: &[u8], at: usize) -> u128 {
     let mut value = [0; 16];
     value.copy_from_slice(&bytes[at..at + 16]);
     u128::from_be_bytes(value)
@@ -148,6 +148,17 @@ pub fn decrement_hop_limit(packet: &mut [u8]) {
     put16(packet, 10, (sum + u32::from(sum >= 0xFFFF)) as u16);
 }
 
+/// Undo `decrement_hop_limit` on a header's first bytes.
+pub fn return_hop(head: &mut [u8; 12]) {
+    if head[0] >> 4 == 6 {
+        head[7] = head[7].wrapping_add(1);
+        return;
+    }
+    head[8] = head[8].wrapping_add(1);
+    let sum = i32::from(be16(head, 10)) - 0x0100;
+    put16(head, 10, (if sum < 0 { sum + 0xFFFF } else { sum }) as u16);
+}
+
 /// Return the 16-bit ones' complement sum of the data (RFC 1071), odd lengths padded with a zero byte.
 ///
 /// A sum that is zero modulo 0xFFFF reads 0xFFFF unless everything summed was zero, as the end-around carry gives it.
@@ -172,22 +183,22 @@ pub fn checksum(data: &[u8]) -> u16 {
     !ones_sum(data, 0)
 }
 
+/// Return where a partial L4 checksum stands; None when that lies outside the packet, or in its IP header.
+pub fn checksum_field(packet: &[u8], csum_start: u16, csum_offset: u16) -> Option<usize> {
+    let start = usize::from(csum_start);
+    let field = start + usize::from(csum_offset);
+    // In the IP header it would change addresses that were checked.
+    let header_bytes = if packet.first()? >> 4 == 4 { usize::from(packet[0] & 15) << 2 } else { IPV6_BYTES };
+    (field + 2 <= packet.len() && start >= header_bytes).then_some(field)
+}
+
 /// Complete a partial L4 checksum in place, as a NIC would; false when the offsets lie outside the packet, or in its IP header.
 ///
 /// The field holds the pseudo-header's sum (linux/skbuff.h, CHECKSUM_PARTIAL). A UDP sum of zero is sent as 0xFFFF
 /// (RFC 768).
 pub fn finish_checksum(packet: &mut [u8], csum_start: u16, csum_offset: u16) -> bool {
-    let start = usize::from(csum_start);
-    let field = start + usize::from(csum_offset);
-    if field + 2 > packet.len() {
-        return false;
-    }
-    // In the IP header it would change addresses that were checked.
-    let header_bytes = if packet[0] >> 4 == 4 { usize::from(packet[0] & 15) << 2 } else { IPV6_BYTES };
-    if start < header_bytes {
-        return false;
-    }
-    let mut value = checksum(&packet[start..]);
+    let Some(field) = checksum_field(packet, csum_start, csum_offset) else { return false };
+    let mut value = checksum(&packet[usize::from(csum_start)..]);
     if value == 0 && csum_offset == UDP_CSUM_OFFSET {
         value = 0xFFFF;
     }

@@ -1,0 +1,1 @@
+"""Traces: what each router on the way would do with a packet, what a real one meets, and what that means."""
