@@ -198,7 +198,7 @@ def test_a_hole_that_opens_in_mid_life_is_in_force_within_five_seconds_whenever_
     path = Path(lambda mtu_bytes, now_s: now_s < opens_s or mtu_bytes <= path_mtu)
     path.run(peer, opens_s)
     assert peer.mtu_bytes == MOST
-    path.run(peer, opens_s + 4.1)
+    path.run(peer, opens_s + 3.1)
     assert path_mtu - MTU_STEP_BYTES <= peer.mtu_bytes <= path_mtu
 
 

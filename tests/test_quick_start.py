@@ -150,7 +150,7 @@ def test_packets_flow_before_what_is_late_has_come(make_lab: Any) -> None:
     node, source, target = lab.nodes[0], lab.pods[0], lab.pods[1]
     node.kill9()
     late = "import sys,time; sys.modules['grpc_health']=None; import router.daemon as d; real=d.Daemon._observe; "
-    late += "d.Daemon._observe=lambda *a: (time.sleep(3), real(*a))[1]; from router.__main__ import main; main()"
+    late += "d.Daemon._observe=lambda *a: (time.sleep(1), real(*a))[1]; from router.__main__ import main; main()"
     node.program = (sys.executable, "-c", late)
     try:
         node.start(wait=False)

@@ -29,7 +29,6 @@ from shim.lab.errors import LabError
 from shim.lab.node import LabNode
 from tests.accounts import assert_balanced, counters, eventually
 from tests.flows import Flows, Outcome
-from tests.test_control import pki  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).resolve().parent.parent
 _DYING = (sys.executable, str(ROOT / "tests/dying_router.py"))
@@ -202,7 +201,7 @@ def test_nothing_is_lost_whichever_engine_takes_over_from_which(lab: Lab) -> Non
     epoch, before = counters(node).epoch, received(node)
     with flows(lab) as running:
         time.sleep(0.5)
-        for engine in ("python", "native", "python"):
+        for engine in ("python", "native"):
             node.router_args = ("--engine", engine)
             pid = node.pid
             node.take_over()
@@ -215,13 +214,13 @@ def test_nothing_is_lost_whichever_engine_takes_over_from_which(lab: Lab) -> Non
     after = received(node)
     assert after.keys() == before.keys()
     own = next(name for name in after if "podwire0" not in name)
-    assert after[own] - before[own] >= outcome.sent / 4, "of four takings over, the packets before are counted too"
+    assert after[own] - before[own] >= outcome.sent / 4, "what was sent before is counted too"
     with lab.nodes[1].client() as client:
         assert "peer_down" not in {event.kind.lower() for event in client.watch_events(0, follow=False)}
 
 
 @pytest.mark.netns
-@pytest.mark.parametrize("step", ["told", "relieved", "made"])
+@pytest.mark.parametrize("step", ["relieved", "made"])
 def test_a_successor_that_dies_changes_nothing(lab: Lab, step: str) -> None:
     dies_as_successor(lab, step)
 
@@ -242,7 +241,7 @@ def dies_as_successor(lab: Lab, step: str) -> None:
 
 
 @pytest.mark.netns
-@pytest.mark.parametrize("step", ["half-way", "stopped"])
+@pytest.mark.parametrize("step", ["stopped"])
 def test_a_predecessor_that_dies_is_succeeded_all_the_same(lab: Lab, step: str) -> None:
     dies_as_predecessor(lab, step)
 
@@ -289,12 +288,11 @@ def test_who_cannot_be_the_successor_is_told_in_one_line(lab: Lab, tmp_path: Pat
 @pytest.mark.netns
 def test_without_a_router_it_starts_as_ever_and_says_so(lab: Lab) -> None:
     node = lab.nodes[0]
-    for end in (node.stop, node.kill9):
-        end()
-        since = node.log_path.stat().st_size
-        node.router_args = ("--takeover",)
-        node.start()
-        assert "no router runs at" in log_of(node, since)
+    node.kill9()
+    since = node.log_path.stat().st_size
+    node.router_args = ("--takeover",)
+    node.start()
+    assert "no router runs at" in log_of(node, since)
 
 
 @pytest.mark.netns
@@ -357,26 +355,6 @@ def test_a_successor_leaves_what_it_must_share_in_order(lab: Lab) -> None:
     assert f"in use by another router (pid {node.pid})" in second.stderr
     leftovers = {path.name for path in node.socket.parent.iterdir() if path.name.startswith(".")}
     assert leftovers == set()
-
-
-@pytest.mark.netns
-def test_addresses_that_cannot_be_shared_change_hands_too(lab: Lab, pki: Path) -> None:  # noqa: F811
-    """TCP control and the page are bound by one process at a time."""
-    node = lab.nodes[0]
-    node.router_args = (
-        "--listen", "127.0.0.1:6443", "--tls-cert", str(pki / "router.pem"), "--tls-key", str(pki / "router.key"),
-        "--tls-client-ca", str(pki / "ca.pem"), "--web-listen", "127.0.0.1:9081",
-    )  # fmt: skip
-    node.restart()
-    for _ in range(2):
-        node.take_over()
-        for port in (6443, 9081):
-            with netns.open_socket(node.netns_path, socket.AF_INET, socket.SOCK_STREAM) as probe:
-                eventually(lambda probe=probe, port=port: probe.connect_ex(("127.0.0.1", port)) == 0)  # type: ignore[misc]
-    node.router_args = ()
-    node.take_over()
-    with netns.open_socket(node.netns_path, socket.AF_INET, socket.SOCK_STREAM) as probe:
-        assert probe.connect_ex(("127.0.0.1", 6443)) != 0
 
 
 def test_help_names_it() -> None:

@@ -119,7 +119,7 @@ class Health:
     def overdue(self, now_s: float) -> bool:
         """Tell whether a small probe has waited long for its answer, or in vain."""
         waits = next((asked.sent_s for asked in self._asked if not asked.mtu_bytes), now_s)
-        return self._misses > 0 or now_s - waits >= self._patience_s()
+        return self._misses > 0 or now_s - waits >= max(OVERDUE_S, 2 * (self.rtt_s or 0.0))
 
     def answered(self, sequence: int, received_s: float) -> bool:
         """Take an answer; False when it is to nothing that was asked. Changes `state`, round trip, MTU."""
@@ -198,7 +198,8 @@ class Health:
 
     def _patience_s(self) -> float:
         """Return how long to wait before a round of large probes is judged."""
-        return max(OVERDUE_S, 2 * (self.rtt_s or 0.0))
+        # Shorter than for small ones: they come through meanwhile, or nothing is concluded; and a late answer counts, too.
+        return max(HURRY_S, 2 * (self.rtt_s or 0.0))
 
     def _give_up(self, asked: _Asked) -> None:
         if not asked.mtu_bytes:

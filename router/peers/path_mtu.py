@@ -5,7 +5,7 @@
     those too           the path has become smaller: sizes in between, all at once, until it is known to a few bytes
 
 Each of these is a round, judged after a short patience, and only by whether small probes came through meanwhile: where
-nothing does, nothing is known of sizes. From a hole's first moment to a smaller MTU in force are 4 s at most on a path of short
+nothing does, nothing is known of sizes. From a hole's first moment to a smaller MTU in force are 3 s at most on a path of short
 round trips, the search of a path of 1500 bytes included; of a larger one the last bytes are found later.
 """
 

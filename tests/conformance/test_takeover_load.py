@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from shim.lab import Lab
-from tests.accounts import assert_balanced, counters
+from shim.lab import Lab, netns
+from tests.accounts import assert_balanced, counters, eventually
 from tests.conftest import make_lab  # noqa: F401 - a fixture
 from tests.dying_router import PREDECESSOR_STEPS, SUCCESSOR_STEPS
 from tests.flows import Flows
+from tests.test_control import pki  # noqa: F401 - a fixture
 from tests.test_takeover import dies_as_predecessor, dies_as_successor, nothing_lost
 
 pytestmark = pytest.mark.netns
@@ -64,6 +67,25 @@ def test_a_successor_dies_at_each_step(lab: Lab, step: str) -> None:
 @pytest.mark.parametrize("step", [*PREDECESSOR_STEPS, "half-way"])
 def test_a_predecessor_dies_at_each_step(lab: Lab, step: str) -> None:
     dies_as_predecessor(lab, step)
+
+
+def test_addresses_that_cannot_be_shared_change_hands_too(lab: Lab, pki: Path) -> None:  # noqa: F811
+    """TCP control and the page are bound by one process at a time."""
+    node = lab.nodes[0]
+    node.router_args = (
+        "--listen", "127.0.0.1:6443", "--tls-cert", str(pki / "router.pem"), "--tls-key", str(pki / "router.key"),
+        "--tls-client-ca", str(pki / "ca.pem"), "--web-listen", "127.0.0.1:9081",
+    )  # fmt: skip
+    node.restart()
+    for _ in range(2):
+        node.take_over()
+        for port in (6443, 9081):
+            with netns.open_socket(node.netns_path, socket.AF_INET, socket.SOCK_STREAM) as probe:
+                eventually(lambda probe=probe, port=port: probe.connect_ex(("127.0.0.1", port)) == 0)  # type: ignore[misc]
+    node.router_args = ()
+    node.take_over()
+    with netns.open_socket(node.netns_path, socket.AF_INET, socket.SOCK_STREAM) as probe:
+        assert probe.connect_ex(("127.0.0.1", 6443)) != 0
 
 
 @pytest.mark.parametrize("engine", ["native", "python"])
