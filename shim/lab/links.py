@@ -183,7 +183,8 @@ class Links:
         return {} if record is None else {pod.name: pod for pod in record.pods}
 
     def _ask_counts(self) -> dict[str, Any] | None:
-        if self._relay.pid is None or not self._socket.exists():  # or it is about to listen
+        running = self._relay.pid is not None
+        if not running or not self._socket.exists():  # or it is about to listen
             return None
         try:
             return ask(self._socket, {})
