@@ -7,6 +7,10 @@ MAKEFLAGS += --no-print-directory
 
 # PATH as a login shell of root has it: ip and nft are in /usr/sbin.
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
+# Tests start routers by the hundred, and each would compile all its sources anew.
+unexport PYTHONDONTWRITEBYTECODE
+# Files of tests are dealt out to so many processes: half of the time most of them wait.
+TEST_PROCESSES ?= 3
 ARGS ?=
 FUZZ_PACKETS ?= 1000000
 FUZZ_SECONDS ?= 600
@@ -24,12 +28,12 @@ demo: need-root ## watch Pods on three nodes talk to each other (root, under a m
 
 test: need-root ## run every test (root, ten minutes); ARGS="-k icmp -x" for some of them
 	@scripts/setup.sh dev bench
-	@python -m pytest -q $(ARGS)
+	@python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 conformance: need-root ## real containerd, podman and libcni on it, real etcd and Kubernetes' client under it (root, eight minutes); ARGS=--quick for the shorter churn
 	@scripts/setup.sh dev
 	@scripts/conformance-setup.sh
-	@python -m pytest -q tests/conformance $(ARGS)
+	@python -m pytest -q -n 2 --dist loadfile tests/conformance $(ARGS)
 
 storm: need-root ## 20 rounds of 50 nodes that lease in a real etcd at once, plain and with kill -9 of nodes and etcd (a quarter of an hour); ARGS="--rounds 3"
 	@scripts/setup.sh dev

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,11 +32,11 @@ with socket.socket(socket.AF_UNIX) as asking:
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
+def directory() -> Iterator[Path]:
     """A directory that everybody may enter, as /run/podwire: what keeps others out is the socket's own mode."""
-    for each in (tmp_path, *tmp_path.parents[:2]):
-        each.chmod(0o755)
-    return tmp_path
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
 
 
 @pytest.fixture
