@@ -33,7 +33,9 @@ _SECTIONS: dict[str, dict[str, _Place]] = {
         "events": _Place(_CLIENT, "events", "Show what happened in the router lately."),
         "trace": _Place("shim.observe.trace", "trace", "Say what becomes of a packet, hop by hop, and why."),
         "why": _Place("shim.observe.commands", "why", "Show what was dropped lately, why, and what to do."),
-        "capture": _Place("shim.observe.commands", "capture", "Record packets as they pass the router, with their fate."),
+        "capture": _Place(
+            "shim.observe.commands", "capture", "Record packets as they pass the router, with their fate."
+        ),
         "flows": _Place("shim.observe.flows", "flows", "Print flows as they are sampled, a line of JSON each."),
         "top": _Place("shim.observe.top", "top", "Watch Pods, peers, flows and drops live."),
     },

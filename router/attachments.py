@@ -13,8 +13,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection
+from contextlib import ExitStack
 
 from router.addresses import Addresses
 from router.departed import Departed, now_ns
@@ -30,6 +30,7 @@ from router.ports import Ports
 from router.status import AttachRequest, CheckRequest
 from router.takeover.fdstore import FdStore
 from router.takeover.inherited import Inherited, name_of
+from router.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -63,8 +64,7 @@ class Attachments:
         self.addresses = Addresses(rest_s)
         self._held: dict[AttachmentKey, Held] = {}
         self._departed = Departed(journal)
-        self._busy: set[AttachmentKey] = set()
-        self._idle = threading.Condition(self._lock)
+        self._turns = Turns()
 
     # Addresses
 
@@ -100,7 +100,7 @@ class Attachments:
     def attach(self, request: AttachRequest) -> Attachment:
         """Give a Pod its interface; the same request again gets the same answer. Raise Refusal."""
         began_ns = min(request.began_ns or now_ns(), now_ns())
-        with self._only(request.key):
+        with self._turns.of(request.key):
             with self._lock:
                 self._departed.refuse_late(request.key, began_ns)
             held = self._held.get(request.key)
@@ -174,12 +174,12 @@ class Attachments:
 
     def detach(self, key: AttachmentKey) -> bool:
         """Take a Pod's interface away; False when there was none. Raise Refusal."""
-        with self._only(key):
+        with self._turns.of(key):
             return self._detach(key, now_ns(), EventKind.DETACHED, "asked for")
 
     def bury(self, key: AttachmentKey, detached_ns: int) -> None:
         """Do a detachment of an earlier time (CLOCK_BOOTTIME); what was attached since stays. Raise Refusal."""
-        with self._only(key):
+        with self._turns.of(key):
             held = self._held.get(key)
             if held is None or held.began_ns <= detached_ns:
                 self._detach(key, min(detached_ns, now_ns()), EventKind.RELEASED, "detached while no router answered")
@@ -205,7 +205,7 @@ class Attachments:
         failures: list[str] = []
         for key in self._of(owner).difference(live):
             try:
-                with self._only(key):
+                with self._turns.of(key):
                     held = self._held.get(key)
                     if held is not None and held.began_ns <= as_of_ns:
                         who = f"{owner} does not know it any more" if owner else "not in the live set"
@@ -261,7 +261,7 @@ class Attachments:
             key = held.attachment.key
             if held.fd >= 0 and held.namespace in inhabited:
                 continue
-            with self._only(key):
+            with self._turns.of(key):
                 if self._held.get(key) is held and held.gone:
                     self._take_down(key, EventKind.RELEASED, f"its namespace {held.attachment.netns_path} is gone")
                     released.append(key)
@@ -271,24 +271,14 @@ class Attachments:
 
     def check(self, request: CheckRequest) -> Attachment:
         """Return an attachment that is as it was made. Raise Refusal: NOT_FOUND, or STATE with all that is missing."""
-        with self._only(request.key):
+        with self._turns.of(request.key):
             held = self._held.get(request.key)
             if held is None:
                 raise Refusal(Kind.NOT_FOUND, f"{request.key} is not attached to this node")
-            attachment = held.attachment
-            own = tuple(interface.ip for interface in attachment.addresses)
-            lacks = [f"reservation of {address}" for address in request.addresses if address not in own]
-            if held.gone:
-                lacks.append(f"namespace {attachment.netns_path}")
-            else:
-                if request.netns_path and netns.identity(request.netns_path) != held.namespace:
-                    lacks.append(f"it in {request.netns_path}: it is in {attachment.netns_path}")
-                lacks += inspect.missing(attachment.netns_path, request.key.if_name, own, request.routes)
-            if held.lost and not lacks:
-                lacks.append("its connection to the router")
+            lacks = held.lacks(request)
             if lacks:
                 raise Refusal(Kind.STATE, f"{request.key} lacks {', '.join(lacks)}; detach it, and attach it anew")
-            return attachment
+            return held.attachment
 
     # Restart
 
@@ -381,19 +371,6 @@ class Attachments:
                 if held.fd >= 0:
                     os.close(held.fd)
                     held.fd = -1
-
-    @contextmanager
-    def _only(self, key: AttachmentKey) -> Iterator[None]:
-        """Be the only one to work on a key."""
-        with self._idle:
-            self._idle.wait_for(lambda: key not in self._busy)
-            self._busy.add(key)
-        try:
-            yield
-        finally:
-            with self._idle:
-                self._busy.discard(key)
-                self._idle.notify_all()
 
 
 def _text(addresses: tuple[Interface, ...]) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from router.errors import Kind, Refusal
 from router.journal import Intent, Journal, Recorded
-from router.kernel import netns, tun
+from router.kernel import inspect, netns, tun
 from router.model import NO_LIMITS, Attachment
-from router.status import AttachRequest
+from router.status import AttachRequest, CheckRequest
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +44,21 @@ class Held:
         except Refusal:
             return True
         return self.namespace is not None and found != self.namespace
+
+    def lacks(self, request: CheckRequest) -> list[str]:
+        """Return in words what it has not that somebody believes it has."""
+        attachment = self.attachment
+        own = tuple(interface.ip for interface in attachment.addresses)
+        found = [f"reservation of {address}" for address in request.addresses if address not in own]
+        if self.gone:
+            found.append(f"namespace {attachment.netns_path}")
+        else:
+            if request.netns_path and netns.identity(request.netns_path) != self.namespace:
+                found.append(f"it in {request.netns_path}: it is in {attachment.netns_path}")
+            found += inspect.missing(attachment.netns_path, request.key.if_name, own, request.routes)
+        if self.lost and not found:
+            found.append("its connection to the router")
+        return found
 
     def check_same(self, request: AttachRequest) -> None:
         """Raise Refusal(EXISTS) when this is not what a request asks for; what it leaves open, any answer fits."""

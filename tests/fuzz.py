@@ -20,6 +20,7 @@ from router.engine.choose import available
 from router.engine.interface import EngineCounters
 from router.model import Tally
 from tests.engine_rig import VNI, Rig, endpoint_of, node, underlay
+from tests.fuzzers.mutate import INTERESTING
 from tests.packets import PLAIN_VNET, TCP, UDP, VNET, flows, frame, ip, l4_at, partial, tcp, udp, word_sum
 from tests.peer import probe
 
@@ -28,36 +29,6 @@ MOST_GROWTH_BYTES = 8 << 20
 EPOCHS = (255, 256, 257)
 """Just stale, of the moment, just ahead."""
 _BATCH = 24
-_INTERESTING = (
-    0,
-    1,
-    2,
-    4,
-    5,
-    6,
-    7,
-    8,
-    15,
-    16,
-    17,
-    20,
-    39,
-    40,
-    41,
-    44,
-    58,
-    60,
-    63,
-    64,
-    0x45,
-    0x4F,
-    0x60,
-    127,
-    128,
-    0x81,
-    254,
-    255,
-)
 _SOL_UDP, _UDP_SEGMENT = 17, 103  # linux/udp.h
 
 
@@ -167,7 +138,7 @@ def mutated(random_: random.Random, valid: list[bytes], ip_at: Callable[[bytes],
         if how == 0:
             whole[at] ^= 1 << random_.randrange(8)
         elif how == 1:
-            whole[at] = random_.choice(_INTERESTING)
+            whole[at] = random_.choice(INTERESTING)
         elif how == 2:
             whole[at] = random_.randrange(256)
         elif how == 3:
@@ -315,7 +286,7 @@ def _send_train(
     rows = [bytearray(row) for _ in range(random_.randrange(1, 9))][:most]
     for each in rows:
         if random_.random() < 0.4:
-            each[random_.randrange(min(size, 90))] = random_.choice(_INTERESTING)
+            each[random_.randrange(min(size, 90))] = random_.choice(INTERESTING)
     if len(rows) > 1 and random_.random() < 0.5:
         del rows[-1][random_.randrange(1, size) :]
     control = [(_SOL_UDP, _UDP_SEGMENT, struct.pack("=H", size))] if len(rows) > 1 else []

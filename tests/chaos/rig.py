@@ -233,7 +233,7 @@ class Rig:
     def replace_pod(self, pod: str) -> None:
         with self._change(pod):
             old = self._die(pod)
-            self.lab.remove_pod(old)
+            self._remove(old)
             self._live(pod, self._attached(lambda: self.lab.add_pod(old.node)))
 
     def vanish_pod(self, pod: str) -> None:
@@ -246,7 +246,7 @@ class Rig:
                 if time.monotonic() > deadline_s:
                     raise LabError(f"{old.node.name} keeps {old.sandbox_id}, whose namespace is gone")
                 time.sleep(0.2)
-            self.lab.remove_pod(old)
+            self._remove(old)
             self._live(pod, self._attached(lambda: self.lab.add_pod(old.node)))
 
     def reattach_pod(self, pod: str) -> None:
@@ -254,10 +254,27 @@ class Rig:
             old = self._die(pod)
 
             def attach() -> LabPod:
-                self.lab.attach_again(old)
+                with self._links_of(old):
+                    self.lab.attach_again(old)
                 return old
 
             self._live(pod, self._attached(attach))
+
+    def _remove(self, old: LabPod) -> None:
+        with self._links_of(old):
+            self.lab.remove_pod(old)
+
+    @contextmanager
+    def _links_of(self, pod: LabPod) -> Iterator[None]:
+        """A Pod's faults go with it, or follow it to other addresses: a change of the links between the nodes."""
+        ends = [
+            end
+            for found in self.lab.links().links
+            if pod.name in (found.link.source, found.link.target)
+            for end in self._ends(found.link.source, found.link.target)
+        ]
+        with self._changes(ends):
+            yield
 
     def _attachments(self, node: LabNode) -> set[str]:
         try:

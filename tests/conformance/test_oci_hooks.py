@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,9 +79,9 @@ class Podman:
 
 
 @pytest.fixture(scope="module")
-def podman(make_lab: Callable[..., Lab], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+def podman(make_lab: Callable[..., Lab]) -> Iterator[Podman]:
     lab = make_lab(nodes=1, pods=1, router_args=("--address-rest-s", "0"))
-    root = tmp_path_factory.mktemp("podman")
+    root = Path(tempfile.mkdtemp(prefix="podman"))  # podman takes no longer path than 50 characters
     (root / "hooks").mkdir()
     (hook,) = launchers.write(root, ["podwire-oci-hook"])
     for stage in ("createRuntime", "poststop"):
