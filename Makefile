@@ -26,11 +26,11 @@ demo: need-root ## watch Pods on three nodes talk to each other (root, under a m
 	@scripts/setup.sh
 	@podwire demo $(ARGS)
 
-test: need-root ## run every test (root, ten minutes); ARGS="-k icmp -x" for some of them
+test: need-root ## run every test (root, six minutes); ARGS="-k icmp -x" for some of them
 	@scripts/setup.sh dev bench
 	@python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
-conformance: need-root ## real containerd, podman and libcni on it, real etcd and Kubernetes' client under it (root, eight minutes); ARGS=--quick for the shorter churn
+conformance: need-root ## real containerd, podman and libcni on it, real etcd and Kubernetes' client under it (root, seven minutes); ARGS=--quick for the shorter churn
 	@scripts/setup.sh dev
 	@scripts/conformance-setup.sh
 	@python -m pytest -q -n 2 --dist loadfile tests/conformance $(ARGS)
