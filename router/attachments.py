@@ -326,6 +326,7 @@ class Attachments:
                     tun.mend(path, key.if_name, self._dress(held.attachment))
             except Refusal as refusal:
                 self._engine.detach(key)
+                self._store.drop(name_of(key))
                 os.close(held.fd)
                 held.fd = -1
                 self.lose(key, refusal.message)

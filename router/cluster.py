@@ -73,7 +73,8 @@ class Cluster:
         self._hold_addresses = hold_addresses
         self._open_source = partial(open_source, settings, journal, identity)
         self._tables = Tables(settings, journal, self._apply, self._announce)
-        self._late = again and settings.subnets_file is None and bool(self._tables.current.nodes)
+        again = again and settings.subnets_file is None and bool(self._tables.current.nodes)
+        self._late = again and self._leased_as_in_table(journal)
         """Whether the source is asked only when packets flow: its client alone takes a fifth of a second to import."""
         self._source = None if self._late else self._open_source()
         self._file = settings.subnets_file is not None
@@ -82,6 +83,8 @@ class Cluster:
         self._changing = threading.Lock()
         """Of the snapshot in force. Taken after the tables' own lock, never before it."""
         self._enacted = SubnetTable(0)
+        self._lease: Lease | None = None
+        """As the source said last; None for one that leases nothing."""
         self._engine: Engine | None = None
         self._prober: Prober | None = None
         self._counted: tuple[float, dict[Endpoint, int]] = (float("-inf"), {})
@@ -135,8 +138,9 @@ class Cluster:
         """Be told by the source from now on, which was read."""
         if self._source is not None:
             state = self._source.state()
-            if state.lease is not None and not state.lease.held:
-                self._hold_addresses(_why_held_back(state.lease))
+            with self._changing:
+                self._lease = state.lease
+                self._hold_or_give()
             if not state.connected and not self._file:
                 self.connection_changed(state)
             self._source.start(self)
@@ -147,12 +151,16 @@ class Cluster:
         """Change nothing of the table any more, and have all of it in the journal. What is leased stays so."""
         if self._source is not None:
             self._source.stop()
+            if self._source.state().lease is not None:
+                self._hold_addresses("its lease was not renewed while a successor tried to take over")
         self._tables.flush()
 
     def resume(self, ended: threading.Event) -> None:
         """Follow the source again; try until it lets us, or `ended` is set."""
         while not ended.is_set():
             try:
+                if self._source is not None:
+                    self._source.stop()  # it may run still: a successor is refused before anything pauses, too
                 self._ask_source()
                 self._follow()
             except Refusal as refusal:
@@ -201,6 +209,7 @@ class Cluster:
             self._take_subnets(self._tables.own_subnets(table), others)
             self._engine.replace_routes(snapshot)
             self._enacted = table
+            self._hold_or_give()
         if self._prober is not None:
             self._prober.watch(others)
 
@@ -234,14 +243,34 @@ class Cluster:
     def lease_changed(self, lease: Lease) -> None:
         """Give out addresses only while the subnets are this node's for sure."""
         subnets = ", ".join(map(str, lease.subnets)) or "no subnet"
+        with self._changing:
+            self._lease = lease
+            self._hold_or_give()
         if lease.held:
             _log.info("lease of %s, epoch %d", subnets, lease.epoch)
-            self._hold_addresses("")
             self._record(EventKind.LEASE_TAKEN, f"{subnets}, epoch {lease.epoch}")
         else:
             _log.error("lease of %s is not held: %s; no address is given out", subnets, lease.why)
-            self._hold_addresses(_why_held_back(lease))
             self._record(EventKind.LEASE_LOST, f"{subnets}: {lease.why}; no address is given out")
+
+    def _hold_or_give(self) -> None:
+        """Give out addresses of the subnets in force while it is these that are leased for sure; under `_changing`."""
+        lease = self._lease
+        if lease is None:
+            return
+        if not lease.held:
+            self._hold_addresses(_why_held_back(lease))
+        elif set(lease.subnets) != set(self._tables.own_subnets(self._enacted)):
+            self._hold_addresses("this node's lease is of other subnets than the table in force gives it")
+        else:
+            self._hold_addresses("")
+
+    def _leased_as_in_table(self, journal: Journal) -> bool:
+        """Tell whether what is remembered of a lease is of the subnets that the last table has."""
+        if self._settings.etcd is None:
+            return True
+        last = journal.memory("etcd").load()
+        return last is not None and {*map(str, self._tables.own_subnets())} == {*map(str, last.get("subnets", ()))}
 
     # Peers
 

@@ -183,10 +183,16 @@ def _run(flags: dict[str, object], config_file: Path | None, takeover: bool) -> 
     # Looked at before anything is made, so that what is refused is refused in one line.
     if successor is None:
         UnixSocket(str(settings.socket_path)).check_free()
+    if left is not None:
+        inherited.close()  # systemd's are of an older process; those that we keep go into its store anew
     if tcp is not None:
         tcp.read()
-        if successor is None:
+        if left is None or str(tcp) not in left.listens:
             tcp.check_free()
+    if left is not None and settings.web is not None and str(settings.web.listen) not in left.listens:
+        from router.web.server import listen
+
+        listen(settings.web.listen).close()
     daemon = Daemon(settings, left or inherited, successor or Relief(), store)
     relieved = threading.Event()
 

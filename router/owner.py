@@ -16,7 +16,7 @@ from router.journal import SCHEMA, Journal
 from router.model import NODE_KEY, Offloads
 from router.takeover import counts
 from router.takeover.gate import Gate
-from router.takeover.inherited import UNDERLAY, name_of
+from router.takeover.inherited import UNDERLAY, name_of, set_offloads
 from router.uplink import Uplink
 
 _CALLS_S = 20.0
@@ -76,6 +76,7 @@ class Owner:
             "switches": asdict(self._settings.offloads),
             "offloads": asdict(self._offloads),
             "counters_epoch": self._counters_epoch,
+            "listens": [str(each.listen) for each in (self._settings.tls, self._settings.web) if each],
         }
         return told, fds, self._journal.lend_lock()
 
@@ -84,7 +85,8 @@ class Owner:
         self._engine.stop()
 
     def start_engine(self) -> None:
-        """Carry packets again."""
+        """Carry packets again, with our offloads: a successor may have set its own."""
+        set_offloads((*self._attachments.fds().values(), self._uplink.fd), self._offloads, self._underlay)
         self._engine.start()
 
     def counters(self) -> dict[str, Any]:

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import grpc
 
@@ -13,7 +15,7 @@ from router.control.calls import stream, unary
 from router.engine.interface import Instruction, Source
 from router.errors import Kind, Refusal
 from router.model import Endpoint, Flow
-from router.observe.capture import Wish
+from router.observe.capture import STALLED_S, Wish
 from router.observe.drops import Dropped
 from router.observe.flows import EVERY, MOST_EVERY, PERIOD_S, FlowRecord
 from router.observe.observatory import Observatory
@@ -67,7 +69,8 @@ class ObserverServicer(ObserverServicerBase):
     ) -> Iterator[observe_pb2.CaptureChunk]:
         capture = self._observatory.captures.open(self._wish(request), let_go=context.cancel)
         try:
-            if not context.add_callback(capture.close):
+            # In the one thread that all calls begin and end in: it must not wait for the engine.
+            if not context.add_callback(capture.end):
                 return  # cancelled before it began
             # The answer has begun: who captures knows that every packet is seen from now on.
             context.send_initial_metadata(())
@@ -100,7 +103,20 @@ class ObserverServicer(ObserverServicerBase):
                     return
                 if records:
                     naming = self._observatory.names.naming()
-                    yield from (flow_message(record, naming) for record in records)
+                    with _let_go_if_stalled(context):
+                        yield from (flow_message(record, naming) for record in records)
+
+
+@contextmanager
+def _let_go_if_stalled(context: grpc.ServicerContext) -> Iterator[None]:
+    """End a stream whose client has not taken what is handed to it for too long: it would keep a thread and a place."""
+    stalled = threading.Timer(STALLED_S, context.cancel)
+    stalled.daemon = True
+    stalled.start()
+    try:
+        yield
+    finally:
+        stalled.cancel()
 
 
 def _step_message(step: TraceStep) -> observe_pb2.TraceStep:

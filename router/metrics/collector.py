@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector as CollectorBase
 from router.engine.interface import BATCH_BOUNDS
 from router.metrics.histograms import Histogram
 from router.metrics.series import Counts, Series
-from router.model import NODE_KEY, Attachment, AttachmentKey, DropReason, SubnetTable, Tally
+from router.model import NODE_KEY, Attachment, AttachmentKey, DropReason, Endpoint, SubnetTable, Tally
 from router.observe.names import pod_name
 from router.peers.health import PeerState
 from router.peers.prober import ROUND_TRIP_BOUNDS_S
@@ -45,6 +45,7 @@ _TALLY = {
     "sent_bytes": "Bytes of those packets.",
     "icmp_errors": "ICMP errors made about packets from {}.",
 }
+_OPENMETRICS = "application/openmetrics-text"
 _NAME_CHARACTERS = 253
 """Of a Pod's name; a label of its runtime's may be longer."""
 _PROBES = "control_packets"
@@ -90,7 +91,8 @@ class Metrics:
     def scrape(self, accept: str) -> tuple[bytes, str]:
         """Return all metrics in the format that an Accept header prefers, at most `LEAST_S` old, and the content type."""
         encode: Callable[[CollectorRegistry], bytes]
-        encode, content_type = choose_encoder(accept)
+        # One of two: whatever else a header says would be echoed, and kept, as often as somebody thinks of something new.
+        encode, content_type = choose_encoder(f"{_OPENMETRICS}; version=1.0.0" if _OPENMETRICS in accept else "")
         with self._lock:  # one after the other: places are remembered from scrape to scrape
             at_s, body = self._last.get(content_type, (-LEAST_S, b""))
             if self._clock() - at_s >= LEAST_S:
@@ -114,7 +116,7 @@ class Collector(CollectorBase):
 
     def __init__(self, facts: Facts, most_peers: int = MOST_PEERS, most_attachments: int = MOST_ATTACHMENTS) -> None:
         self._facts = facts
-        self._peers: Series[tuple[str, ...]] = Series(most_peers)
+        self._peers: Series[Endpoint] = Series(most_peers)
         self._attachments: Series[AttachmentKey] = Series(most_attachments)
 
     def collect(self) -> Iterator[Metric]:
@@ -160,15 +162,19 @@ class Collector(CollectorBase):
 
     def _of_peers(self, counters: Counters, peers: Iterable[PeerStatus]) -> tuple[list[_Row], Counts]:
         known = {each.node.endpoint: each for each in peers}
-        now: dict[tuple[str, ...], Counts] = {}
+        now: dict[Endpoint, Counts] = {}
         for endpoint, tally in counters.engine.peers.items():
             peer = known.get(endpoint)
             counts = _counts(tally) | {_PROBES: float(tally.control_packets)}
             if peer is not None and peer.report is not None:
                 counts |= _round_trip_counts(peer.report.round_trips)
-            now[peer.node.name if peer is not None else "", str(endpoint)] = counts
+            now[endpoint] = counts
         split = self._peers.split(now)
-        rows = list(split.own.items())
+        # Named only here: one that leaves the table between two questions stays the same series.
+        rows: list[_Row] = [
+            ((known[endpoint].node.name if endpoint in known else "", str(endpoint)), counts)
+            for endpoint, counts in split.own.items()
+        ]
         if split.others:
             rows.append(((OTHERS, ""), split.others))
         return rows, split.retained

@@ -82,6 +82,10 @@ class Capture:
         self._handed_over_at_s = time.monotonic()
         return Chunk(blocks, self._recording.packets, self._stream.lost)
 
+    def end(self) -> None:
+        """Let who iterates come to the end, and wait for nobody."""
+        self._stream.end()
+
     def close(self) -> None:
         """End it."""
         self._stream.close()

@@ -48,6 +48,7 @@ _LEFT = {
 }
 _TABLE_KINDS = frozenset((EventKind.TABLE_CHANGED, EventKind.LEASE_TAKEN, EventKind.LEASE_LOST))
 _AWAY = "is not there any more"
+_CLOSED = "closed"
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,11 @@ class Stream:
                 taken_bytes += len(seen[-1].packet)
             self._waiting_bytes -= taken_bytes
         return seen
+
+    def end(self) -> None:
+        """Let `read` return, nothing comes any more; waits for nobody, and `close` is still to be called."""
+        self._end(_CLOSED)
+        self._drop_all()
 
     def close(self) -> None:
         """See nothing any more. Can be repeated."""
@@ -213,7 +219,7 @@ class Taps:
     def _close(self, stream: Stream) -> None:
         with self._lock:
             self._remove(stream)
-        stream._end("closed")
+        stream._end(_CLOSED)
         stream._drop_all()
 
     def _remove(self, stream: Stream) -> None:

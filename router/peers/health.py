@@ -164,6 +164,13 @@ class Health:
         self._misses += 1
         self._fates.append(-1.0)
 
+    def no_room(self, sequence: int) -> None:
+        """Note that our own socket was full: a small probe is as good as lost, a large one tells nothing of the path."""
+        asked = next((each for each in self._asked if each.sequence == sequence), None)
+        if asked is not None and asked.mtu_bytes:
+            self._asked.remove(asked)
+            self._path.begin(asked.sent_s)
+
     def judge(self, now_s: float, heard: bool) -> PeerState:
         """Return the state, DOWN when it has been silent for too long; `heard` says that packets came from it meanwhile."""
         self._expire(now_s)

@@ -81,7 +81,15 @@ class PathMtu:
 
     def refused(self, size_bytes: int, limit_bytes: int) -> None:
         """Note that the kernel refused that size, and what it says the path carries."""
-        self._known(max(self._least_bytes, min(limit_bytes, size_bytes - 1)))
+        limit_bytes = max(self._least_bytes, min(limit_bytes, size_bytes - 1))
+        if not self.mtu_bytes or limit_bytes < self.mtu_bytes:
+            self._known(limit_bytes)
+            return
+        # No news, and no reason not to judge what is smaller in this round: the path may carry less than the kernel thinks.
+        self._asked = tuple(size for size in self._asked if size <= limit_bytes)
+        self._high_bytes = min(self._high_bytes, limit_bytes + 1)
+        if self._searching and not self._asked:
+            self._known(self._low_bytes)
 
     def _known(self, mtu_bytes: int) -> None:
         self.mtu_bytes = mtu_bytes
@@ -110,7 +118,7 @@ class PathMtu:
                 self._searching = True
                 self._low_bytes, self._high_bytes = max(grown), self._most_bytes
                 self._search()
-        elif len(asked) == _COPIES:
+        elif asked.count(asked[0]) == _COPIES:
             self._searching = True
             self._low_bytes, self._high_bytes = self._least_bytes, asked[0]
             self._search()

@@ -257,7 +257,7 @@ class Prober:
         try:
             self._socket.sendto(datagram, (str(endpoint.address), endpoint.port))
         except BlockingIOError:
-            pass  # as good as lost
+            health.no_room(sequence)
         except OSError as error:
             limit_bytes = self._path_mtu_bytes(endpoint) if error.errno == errno.EMSGSIZE else 0
             health.not_sent(sequence, error.strerror or str(error), limit_bytes)

@@ -129,15 +129,18 @@ class Process:
     """Another process, by a pidfd: its number may be used again, this not."""
 
     def __init__(self, pid: int) -> None:
+        self._unknown = False
         try:
             self._fd = os.pidfd_open(pid)
-        except OSError:  # it is gone already
+        except ProcessLookupError:  # it is gone already
             self._fd = -1
+        except OSError:  # of another pid namespace (then pid is 0), or not allowed: nobody can say
+            self._fd, self._unknown = -1, True
 
     def ended(self, within_s: float) -> bool:
         """Wait at most so long for its end, and tell whether it has."""
         if self._fd < 0:
-            return True
+            return not self._unknown
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         return bool(poll.poll(within_s * 1000))

@@ -9,7 +9,8 @@ import hashlib
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,8 @@ class Inherited:
     """As they were found to work here, for switches as ours are."""
     counters_epoch: str = ""
     """Under which counters go on."""
+    listens: frozenset[str] = frozenset()
+    """Addresses of TCP listeners that its owner has, and lets go of in time."""
     live: bool = False
     """Whether its owner still runs, and may want it back: what we take is shared, and not ours to mend yet."""
     same_socket: bool = False
@@ -93,11 +96,21 @@ class Inherited:
         return fd
 
 
+def set_offloads(engine_fds: Iterable[int], offloads: Offloads, underlay_socket: socket.socket) -> None:
+    """Let the kernel do for open fds what is wanted of it; they may come from a process that wanted something else."""
+    for fd in (each for each in engine_fds if each >= 0):
+        with suppress(OSError):  # the device is gone: the engine will say so
+            tun.set_offload(fd, offloads)
+    with suppress(OSError):  # this kernel has none
+        underlay.set_gro(underlay_socket, offloads.udp_gro)
+
+
 class Relief:
     """Who has to be relieved before our engine starts: nobody. A successor has its own (successor.py)."""
 
-    def before_start(self, engine_fds: tuple[int, ...], offloads: Offloads, underlay_socket: Any) -> None:
-        """Return when no other engine uses the fds. Raise Refusal when it will not come to that."""
+    def before_start(self, engine_fds: tuple[int, ...], offloads: Offloads, underlay_socket: socket.socket) -> None:
+        """Return when no other engine uses the fds, and they have our offloads. Raise Refusal when it will not come to that."""
+        set_offloads(engine_fds, offloads, underlay_socket)
 
     def after_start(self) -> dict[str, Any] | None:
         """Our engine runs; return what the other's had counted (counts.py), None when nobody can say."""

@@ -177,8 +177,11 @@ class Predecessor:
                 return False
             raise
         # No way back from here: it may delete devices, and change the journal.
-        self._owner.let_go()
-        self._leave(leave.get("control") == "stop")
+        try:
+            self._owner.let_go()
+            self._leave(leave.get("control") == "stop")
+        except Exception:  # noqa: BLE001 - there is nothing left to go on with: end all the same
+            _log.exception("takeover: not everything was let go of")
         with suppress(Gone):
             channel.send("left")
             channel.wait_end(_ENDED_S)
@@ -196,6 +199,10 @@ class Predecessor:
     def _take_back(self, channel: Channel, error: BaseException, stopped: bool) -> None:
         """Go on as if nobody had come."""
         why = error.message if isinstance(error, Refusal) else str(error)
+        if self._ended.is_set():  # what the successor has read must stay true, and its engine be the only one
+            _log.warning("this router was told to end while process %d was taking over from it", channel.pid)
+            channel.close()
+            return
         if stopped:
             self._owner.start_engine()
         with suppress(Gone):

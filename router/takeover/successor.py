@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from router.errors import Kind, Refusal
-from router.kernel import tun, underlay
 from router.model import Offloads
 from router.takeover.channel import PROTOCOL, Channel, Gone, Process
-from router.takeover.inherited import Inherited, Relief
+from router.takeover.inherited import Inherited, Relief, set_offloads
 from router.takeover.predecessor import door_of
 
 _log = logging.getLogger(__name__)
@@ -70,6 +69,7 @@ class Successor(Relief):
                 some = self._hear("fds", _ESTATE_S)
                 found.fds.update(zip(map(str, some["names"]), self._channel.take(), strict=True))
             found.counters_epoch = str(told["counters_epoch"])
+            found.listens = frozenset(map(str, told["listens"]))
             self._offloads = Offloads(**told["offloads"])
             if told["switches"] == switches:
                 found.offloads = self._offloads
@@ -95,10 +95,7 @@ class Successor(Relief):
             self._hear("stopped", _STOPPED_S)
         except Gone as gone:
             self._go_alone(gone)
-        if self._offloads is not None and self._offloads != offloads:
-            for fd in (each for each in engine_fds if each >= 0):
-                tun.set_offload(fd, offloads)
-            underlay.set_gro(underlay_socket, offloads.udp_gro)
+        set_offloads(engine_fds, offloads, underlay_socket)
 
     def after_start(self) -> dict[str, Any] | None:
         """Say that packets flow again, and return what was counted before; None when the predecessor died. Raise Refusal."""

@@ -30,10 +30,10 @@ _log = logging.getLogger("router")
 class WebServer:
     """Bound when made, answering from `start` to `stop`."""
 
-    def __init__(self, app: App, listen: Endpoint) -> None:
+    def __init__(self, app: App, where: Endpoint) -> None:
         """Refusal when it cannot listen there."""
         self._app = app
-        self._socket = _listen(listen)
+        self._socket = listen(where)
         self.port: int = self._socket.getsockname()[1]
         self._map: dict[Any, Any] = {}
         self._server: Any = None
@@ -77,7 +77,8 @@ class WebServer:
             self._socket.close()
 
 
-def _listen(where: Endpoint) -> socket.socket:
+def listen(where: Endpoint) -> socket.socket:
+    """Return a socket that listens there. Raise Refusal(STATE)."""
     family = socket.AF_INET6 if where.address.version == 6 else socket.AF_INET
     found = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:

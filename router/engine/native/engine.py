@@ -74,6 +74,7 @@ class NativeEngine:
         self._peers: Slots[PeerId] = Slots()
         self._hops: dict[PeerId, NextHop] = {}
         """What the snapshot in force says of them."""
+        self._by_endpoint: dict[Endpoint, PeerId] = {}
         self._holders = Holders(self._core)
         self._serials = itertools.count(1)
         self._slow_path = SlowPath(self._core, settings, host, self._ports, self._peers)
@@ -114,6 +115,7 @@ class NativeEngine:
             if peer not in hops:
                 self._peers.remove(peer)
         self._hops = hops
+        self._by_endpoint = {peer.endpoint: peer for peer in hops}
         self._slow_path.node_addresses = snapshot.node_addresses
 
     # Attachments
@@ -168,10 +170,7 @@ class NativeEngine:
             return Verdict(verdict, None, REASONS[target])
 
     def _peer(self, endpoint: Endpoint) -> PeerId:
-        for peer in self._peers:
-            if peer.endpoint == endpoint:
-                return peer
-        raise KeyError(endpoint)
+        return self._by_endpoint[endpoint]
 
     # Running
 

@@ -208,6 +208,7 @@ class Member:
                 if not ttl_s:
                     return f"the lease of node {hold.node.name} has ended in etcd: it was not reached for too long"
                 self._renewed(asked_s + ttl_s * SURE)
+                self._save()  # a start after a crash counts on what is still held for sure
                 backoff.reset()
                 renewals += 1
                 if nudged or renewals % VERIFY_EVERY == 0:
