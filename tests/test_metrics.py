@@ -168,6 +168,16 @@ def test_both_formats_say_the_same_and_are_read_at_most_once_a_second() -> None:
     assert len(asked) == 3
 
 
+@pytest.mark.parametrize("kind", ["application/openmetrics-text", "text/plain"])
+def test_whatever_a_header_asks_for_is_one_of_two_formats(kind: str) -> None:
+    asked: list[None] = []
+    daemon = BusyDaemon()
+    daemon.on_status = lambda: asked.append(None)
+    metrics = Metrics(daemon, clock=lambda: 0.0)
+    found = {metrics.scrape(f"{kind}; version={version}") for version in ("1.0.0", *map(str, range(50)), "x", "", "é")}
+    assert len(found) == len(asked) == 1, "the same body, read once"
+
+
 def test_names_follow_prometheus_conventions() -> None:
     for name, family in scraped(BusyDaemon()).items():
         assert family.documentation, name

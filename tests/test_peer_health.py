@@ -23,6 +23,8 @@ class Path:
     carries: Callable[[int, float], bool]
     """Of an inner packet's size (0: a small probe) and the time."""
     rtt_s: float = 0.001
+    limit_bytes: int = 1 << 16
+    """What the kernel takes: it refuses to send larger packets."""
 
     def run(self, health: Health, until_s: float, heard: bool = False) -> list[tuple[float, PeerState]]:
         """Ask when it is due, answer, and return when the state changed."""
@@ -41,7 +43,9 @@ class Path:
                 health.judge(now_s, heard)
                 probes = health.ask(sequence, now_s)
                 for number, mtu_bytes in probes:
-                    if self.carries(mtu_bytes, now_s):
+                    if mtu_bytes > self.limit_bytes:
+                        health.not_sent(number, "Message too long", self.limit_bytes)
+                    elif self.carries(mtu_bytes, now_s):
                         answers.append((now_s + self.rtt_s, number))
                 sequence += len(probes)
                 assert health.due_s > now_s
@@ -224,6 +228,35 @@ def test_a_path_that_grows_half_way_is_followed_and_one_that_shrinks_again_withi
     limit[0] = 1350
     path.run(peer, 130)
     assert 1350 - MTU_STEP_BYTES <= peer.mtu_bytes <= 1350
+
+
+@pytest.mark.parametrize("opens_s", [0.0, 110.1])
+@pytest.mark.parametrize("limit_bytes", [1400, MOST - 1])
+def test_a_hole_below_what_the_kernel_takes_is_found_too(opens_s: float, limit_bytes: int) -> None:
+    peer = health()
+    path = Path(lambda mtu_bytes, now_s: now_s < opens_s or mtu_bytes <= 1300, limit_bytes=limit_bytes)
+    if opens_s:
+        path.run(peer, opens_s)
+        assert peer.mtu_bytes == limit_bytes
+    path.run(peer, max(opens_s, 100.0) + 5)
+    assert 1300 - MTU_STEP_BYTES <= peer.mtu_bytes <= 1300
+    path.limit_bytes = 1 << 16
+    path.run(peer, 150)
+    assert 1300 - MTU_STEP_BYTES <= peer.mtu_bytes <= 1300, "and it stays so when the kernel takes more"
+
+
+def test_what_our_own_socket_had_no_room_for_tells_nothing_of_a_path() -> None:
+    peer = health()
+    Path(lambda *_: True).run(peer, 110)
+    now_s = peer.due_s
+    for _ in range(30):
+        for number, mtu_bytes in peer.ask(1000 + int(now_s * 1000), now_s):
+            if mtu_bytes:
+                peer.no_room(number)
+            else:
+                assert peer.answered(number, now_s + 0.001)
+        now_s = max(peer.due_s, now_s + 0.01)
+    assert peer.mtu_bytes == MOST
 
 
 def test_chance_does_not_make_a_path_small_for_long() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,9 +21,9 @@ from router.engine.interface import EngineCounters
 from router.errors import Kind, Refusal
 from router.model import AttachmentKey, DropReason, Endpoint, Tally
 from router.takeover import counts
-from router.takeover.channel import MOST_FDS, Channel, Gone
+from router.takeover.channel import MOST_FDS, PROTOCOL, Channel, Gone, Process
 from router.takeover.gate import Gate
-from router.takeover.predecessor import door_of
+from router.takeover.predecessor import Predecessor, door_of
 from shim.client import ClientError
 from shim.lab import Lab, netns
 from shim.lab.errors import LabError
@@ -44,6 +45,57 @@ def pair() -> Iterator[tuple[Channel, socket.socket]]:
     yield channel, theirs
     channel.close()
     theirs.close()
+
+
+class Recorder:
+    """An owner that does nothing, and remembers what it was to do."""
+
+    def __init__(self) -> None:
+        self.did: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        answers: dict[str, Any] = {"estate": ({"offloads": {}}, {}, 0), "counters": {}}
+
+        def do(*_: object) -> Any:
+            self.did.append(name)
+            return answers.get(name)
+
+        return do
+
+
+def test_a_router_that_is_told_to_end_takes_nothing_back(tmp_path: Path) -> None:
+    """Its successor goes on with what it read, and its engine must be the only one."""
+    owner = Recorder()
+    predecessor = Predecessor(tmp_path / "s", owner, lambda _: None, lambda: None)
+    predecessor.claim()
+    predecessor.start()
+    asking = socket.socket(socket.AF_UNIX)
+    asking.connect(str(door_of(tmp_path / "s")))
+    successor = Channel(asking)
+    try:
+        successor.send("hello", protocol=PROTOCOL)
+        successor.receive("estate", timeout_s=5)
+        for fd in successor.take():
+            os.close(fd)
+        successor.send("ready")
+        successor.receive("stopped", timeout_s=5)
+        successor.send("running")
+        successor.receive("counters", timeout_s=5)
+        predecessor.stop()
+        with pytest.raises(Gone):
+            successor.receive("kept", timeout_s=5)
+        assert owner.did == ["check", "freeze", "estate", "stop_engine", "counters"]
+    finally:
+        predecessor.stop()
+        successor.close()
+
+
+def test_of_a_process_that_cannot_be_seen_nobody_says_that_it_ended() -> None:
+    unseen = Process(0)  # what SO_PEERCRED says of one in another pid namespace
+    assert not unseen.ended(0)
+    child = subprocess.Popen(["true"])
+    child.wait()
+    assert Process(child.pid).ended(0)
 
 
 def test_a_message_and_its_fds_arrive(pair: tuple[Channel, socket.socket]) -> None:
