@@ -233,6 +233,13 @@ class Client:
             yield
         except grpc.RpcError as error:
             code, message = error.code().name, " ".join((error.details() or "").split())
+            if (
+                code == "CANCELLED"
+            ):  # by the router's end, as a call that came just before it; nobody here cancels what waits
+                code, message = (
+                    "UNAVAILABLE",
+                    "the router ended the call: it is stopping, or has let go of who was too slow",
+                )
             if code in _EXIT_STATUS and (why := self._unreachable()):
                 code = "UNAVAILABLE"
                 message = f"cannot reach the router at unix:{self.socket_path}: {why}"

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -23,8 +24,8 @@ from router.control.server import Server, serve
 from router.errors import Kind, Refusal
 from router.events import EventKind
 from router.model import AttachmentKey
-from router.rpc.v1 import attachment_pb2, router_pb2, subnets_pb2
-from router.rpc.v1.router_pb2_grpc import RouterStub
+from router.rpc.v1 import attachment_pb2, router_pb2, status_pb2, subnets_pb2
+from router.rpc.v1.router_pb2_grpc import RouterServicer, RouterStub, add_RouterServicer_to_server
 from shim.answers import AttachmentKey as SentKey
 from shim.answers import Endpoint, Lease, Node
 from shim.client import Client, ClientError
@@ -538,6 +539,26 @@ def test_health_and_reflection_are_served(server: Server, tmp_path: Path) -> Non
             "grpc.health.v1.Health",
             "grpc.reflection.v1alpha.ServerReflection",
         }
+
+
+def test_a_call_that_a_router_cancels_as_it_ends_may_be_tried_again(tmp_path: Path) -> None:
+    """So gRPC ends what came just before a server's end and was not begun yet."""
+
+    class Ending(RouterServicer):
+        def GetStatus(self, request: object, context: grpc.ServicerContext) -> status_pb2.Status:
+            context.cancel()
+            return status_pb2.Status()
+
+    ending = grpc.server(ThreadPoolExecutor(1))
+    add_RouterServicer_to_server(Ending(), ending)
+    ending.add_insecure_port(f"unix:{tmp_path}/ending.sock")
+    ending.start()
+    try:
+        with Client(f"{tmp_path}/ending.sock") as client, pytest.raises(ClientError, match="it is stopping") as caught:
+            client.status()
+        assert (caught.value.code, caught.value.exit_status) == ("UNAVAILABLE", 69)
+    finally:
+        ending.stop(0)
 
 
 def test_calls_are_answered_while_the_interpreter_is_busy(client: Client) -> None:
