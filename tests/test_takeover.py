@@ -277,6 +277,23 @@ def test_a_successor_that_dies_changes_nothing(lab: Lab, step: str) -> None:
     dies_as_successor(lab, step)
 
 
+@pytest.mark.netns
+def test_a_successor_that_could_not_listen_is_refused_before_it_has_anything(lab: Lab) -> None:
+    node = lab.nodes[0]
+    pid, before, since = node.pid, node.router_args, node.log_path.stat().st_size
+    node.router_args = (*before, "--web-listen", "192.0.2.77:9081", "--web-remote")
+    try:
+        with flows(lab) as running:
+            with pytest.raises(LabError, match="was not succeeded"):
+                node.take_over()
+            nothing_lost(running.finish())
+    finally:
+        node.router_args = before
+    assert node.pid == pid
+    assert "--web-listen 192.0.2.77:9081: cannot listen there" in node.log_path.read_text()[since:]
+    node.take_over()
+
+
 def dies_as_successor(lab: Lab, step: str) -> None:
     node = lab.nodes[0]
     pid, epoch, since = node.pid, counters(node).epoch, node.log_path.stat().st_size
