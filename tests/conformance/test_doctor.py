@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -96,9 +97,9 @@ class Tree:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Tree:
-    (tmp_path / "node").mkdir()
-    return Tree(tmp_path / "node")
+def tree() -> Iterator[Tree]:
+    with tempfile.TemporaryDirectory(prefix="node") as short:  # a socket in it may have a path of 107 bytes
+        yield Tree(Path(short))
 
 
 @pytest.fixture
