@@ -28,9 +28,17 @@ KIND_OFFSET = 12
 """Where the kind stands in a datagram."""
 OPTION_TYPE = 0x82
 
-_HEADER = struct.Struct(">BBHIIBBHIQ")
-_FIRST, _BITS = 5, 0xC0
-_OPTION_HEAD = 0xFFFF << 16 | OPTION_TYPE << 8 | 4
+
+def option_head(option_type: int) -> int:
+    """Return class, type and length of the option of a control packet."""
+    return 0xFFFF << 16 | option_type << 8 | 4
+
+
+CONTROL = struct.Struct(">BBHIIBBHIQ")
+"""The header of our control packets: base header and one option, as above; question.py has another type."""
+FIRST, BITS = 5, 0xC0
+"""What its first two bytes are, reserved bits left out."""
+_OPTION_HEAD = option_head(OPTION_TYPE)
 
 
 class Probe(NamedTuple):
@@ -45,8 +53,8 @@ class Probe(NamedTuple):
 
 def encode(vni: int, probe: Probe) -> bytes:
     """Return a datagram: a request is filled up to its size, an answer is the header alone."""
-    header = _HEADER.pack(
-        _FIRST, _BITS, 0, vni << 8, _OPTION_HEAD, probe.kind, 0, probe.size_bytes, probe.sequence, probe.sent_ns
+    header = CONTROL.pack(
+        FIRST, BITS, 0, vni << 8, _OPTION_HEAD, probe.kind, 0, probe.size_bytes, probe.sequence, probe.sent_ns
     )
     return header.ljust(probe.size_bytes, b"\0") if probe.kind == REQUEST else header
 
@@ -63,8 +71,8 @@ def decode(buffer: Buffer, start: int, end: int) -> Probe | None:
     """
     if end - start < HEADER_BYTES:
         return None
-    first, bits, protocol, _, head, kind, _, size_bytes, sequence, sent_ns = _HEADER.unpack_from(buffer, start)
-    if first != _FIRST or bits & 0x80 == 0 or protocol or head & 0xFFFFFF1F != _OPTION_HEAD:
+    first, bits, protocol, _, head, kind, _, size_bytes, sequence, sent_ns = CONTROL.unpack_from(buffer, start)
+    if first != FIRST or bits & 0x80 == 0 or protocol or head & 0xFFFFFF1F != _OPTION_HEAD:
         return None
     if end - start != (size_bytes if kind == REQUEST else HEADER_BYTES) or kind not in (REQUEST, ANSWER):
         return None

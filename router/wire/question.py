@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from router.wire.packet import Buffer
-from router.wire.probe import HEADER_BYTES
+from router.wire.probe import BITS, CONTROL, FIRST, HEADER_BYTES, option_head
 
 QUESTION, REPLY = 1, 2
 OPTION_TYPE = 0x83
@@ -26,9 +26,7 @@ MOST_PACKET_BYTES = 256
 """Most of the inner packet that a question quotes."""
 _MOST_TEXT_BYTES = 128
 
-_HEADER = struct.Struct(">BBHIIBBHIQ")
-_FIRST, _BITS = 5, 0xC0
-_OPTION_HEAD = 0xFFFF << 16 | OPTION_TYPE << 8 | 4
+_OPTION_HEAD = option_head(OPTION_TYPE)
 _QUOTE = struct.Struct(">HH")
 _REPLY = struct.Struct(">BBHH")
 
@@ -92,15 +90,15 @@ def encode_reply(vni: int, reply: Reply) -> bytes:
 
 
 def _head(vni: int, kind: int, size_bytes: int, sequence: int, sent_ns: int) -> bytes:
-    return _HEADER.pack(_FIRST, _BITS, 0, vni << 8, _OPTION_HEAD, kind, 0, size_bytes, sequence, sent_ns)
+    return CONTROL.pack(FIRST, BITS, 0, vni << 8, _OPTION_HEAD, kind, 0, size_bytes, sequence, sent_ns)
 
 
 def decode_header(buffer: Buffer, start: int, end: int) -> Header | None:
     """Read the header of the control packet in buffer[start:end], whose VNI was looked at; None when it is neither."""
     if not HEADER_BYTES < end - start <= MOST_BYTES:
         return None
-    first, bits, protocol, _, head, kind, _, size_bytes, sequence, sent_ns = _HEADER.unpack_from(buffer, start)
-    if first != _FIRST or bits & 0x80 == 0 or protocol or head & 0xFFFFFF1F != _OPTION_HEAD:
+    first, bits, protocol, _, head, kind, _, size_bytes, sequence, sent_ns = CONTROL.unpack_from(buffer, start)
+    if first != FIRST or bits & 0x80 == 0 or protocol or head & 0xFFFFFF1F != _OPTION_HEAD:
         return None
     if end - start != size_bytes or kind not in (QUESTION, REPLY):
         return None
